@@ -1,0 +1,26 @@
+"""The one error class for mistakes a user can make, and the wrapper that turns it into one line and exit code 2."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake of whoever called: the message says what was given, what is allowed and what to do, on one line."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an entry point; a `UserError` ends as one line on stderr and exit code 2, Ctrl-C as exit code 130.
+
+    Anything else is a fault of this project and keeps its traceback. `MENTOR_DEBUG=1` keeps it for user errors too.
+    """
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("MENTOR_DEBUG"):
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

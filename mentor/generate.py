@@ -1,0 +1,315 @@
+"""Pictures from a prompt of text and images: `load` and `generate` for Python, `python -m mentor.generate` for the shell."""
+
+import argparse
+import base64
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mentor import __version__
+from mentor.conditioning import encode_condition
+from mentor.errors import UserError, run_main
+from mentor.models.checkpoint import Release, load_generator
+from mentor.sampling import SamplingConfig, sample
+from mentor.types import IMAGE_MARK, parse_prompt
+
+METADATA_KEY = "mentor"
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """A release folder, opened: what `generate` draws with."""
+
+    release: Release
+    folder: Path
+    device: torch.device
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of the pictures, in pixels."""
+        return self.release.image_size
+
+
+def load(folder: str | Path, device: str = "cpu") -> Model:
+    """The model in a release folder, ready to draw.
+
+    Raises:
+        UserError: the folder is not the release of a generator, or the device is not there.
+    """
+    release = load_generator(Path(folder))
+    try:
+        place = torch.device(device)
+        release.generator.to(place)
+        release.image_tokenizer.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}): take cpu or cuda") from error
+    return Model(release, Path(folder), place)
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    images: Sequence[Image.Image | str | Path] = (),
+    num_images: int = 1,
+    guidance: float = 2.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    guidance_images: float | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """Pictures that follow the prompt, as RGB; picture i uses seed + i and comes out the same whatever `num_images` is.
+
+    Args:
+        model: from `load`.
+        prompt: text with one `<image>` for each reference image, in order; `The acorn in <image>.` names a subject.
+        images: reference pictures or their files; each is cropped to a centred square and scaled to the model's size.
+        num_images: how many pictures.
+        guidance: 1 follows the model as trained, 2 to 4 follows the prompt more closely.
+        temperature: 0 draws greedily, 1 as the model predicts.
+        top_k: draw from the k likeliest codes only; 0 is all.
+        top_p: draw from the likeliest codes with this share of the probability; 1 is all.
+        seed: seed of the first picture, 0 or more.
+        guidance_images: a scale of its own for the reference images; None uses `guidance` for both.
+        on_step: called with (tokens done, tokens in all), for progress bars.
+
+    Raises:
+        UserError: marks and images don't match, the prompt is too long, or a setting is out of range.
+    """
+    if num_images < 1:
+        raise UserError(f"num_images {num_images} must be at least 1")
+    if not 0 <= seed < 2**63 - num_images:
+        raise UserError(f"seed {seed} must be 0 or more and below 2^63")
+    config = sampling_config(
+        guidance=guidance, guidance_images=guidance_images, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    pictures = [open_image(image) if isinstance(image, str | Path) else image for image in images]
+    references = [to_reference(picture, model.image_size) for picture in pictures]
+    parsed = parse_prompt(prompt, references)
+    if not parsed:
+        raise UserError("the prompt is empty: give some text, an image, or both")
+    release, made, total = model.release, [], release_tokens(model) * num_images
+    settings = {"prompt": prompt, "sampling": config.model_dump(), "size": model.image_size}
+    settings |= {"model": str(model.folder), "fingerprint": release.fingerprint, "mentor": __version__}
+    settings["images"] = [encode_png(to_picture(reference)) for reference in references]
+    for first in range(0, num_images, BATCH_SIZE):
+        seeds = list(range(seed + first, seed + min(first + BATCH_SIZE, num_images)))
+        condition = encode_condition([parsed] * len(seeds), release.image_tokenizer.encode, model.device)
+        done = len(made) * release_tokens(model)
+        report = on_step and (lambda step, _, done=done, n=len(seeds): on_step(done + step * n, total))
+        ids = sample(release.generator, condition, seeds, config, on_step=report)
+        with torch.inference_mode():
+            decoded = release.image_tokenizer.decode_ids(ids).cpu()
+        for picture_seed, pixels in zip(seeds, decoded, strict=True):
+            picture = to_picture(pixels)
+            picture.info[METADATA_KEY] = json.dumps(settings | {"seed": picture_seed}, ensure_ascii=False)
+            made.append(picture)
+    return made
+
+
+def release_tokens(model: Model) -> int:
+    """Image tokens of one picture."""
+    return model.release.generator.spec.tokens
+
+
+def sampling_config(**settings: Any) -> SamplingConfig:
+    """The checked settings; what is out of range becomes a `UserError` of one line."""
+    try:
+        return SamplingConfig(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {message}" if where else message) from error
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The picture in a file, turned as its EXIF data says.
+
+    Raises:
+        UserError: there is no such file, or it is no whole picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGBA" if picture.has_transparency_data else "RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"no image file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): give a whole PNG, JPEG or WebP file") from error
+
+
+def to_reference(picture: Image.Image, size: int) -> Float[Tensor, "c y x"]:
+    """The picture as the model sees it: on white where transparent, centred square, `size` pixels, in [-1, 1]."""
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(square, dtype=np.float32))
+    return rearrange(pixels / 127.5 - 1, "y x c -> c y x")
+
+
+def to_picture(pixels: Float[Tensor, "c y x"]) -> Image.Image:
+    """An RGB picture of pixels in [-1, 1]."""
+    values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(rearrange(values, "c y x -> y x c").numpy())
+
+
+def encode_png(picture: Image.Image) -> str:
+    """The picture's PNG bytes in base64."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG with its metadata, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    info = PngInfo()
+    if METADATA_KEY in picture.info:
+        info.add_itxt(METADATA_KEY, picture.info[METADATA_KEY], zip=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            try:
+                picture.save(file, "PNG", pnginfo=info)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a generated PNG says of how it was made.
+
+    Raises:
+        UserError: the file is no picture, or no picture of ours.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(METADATA_KEY)
+        settings = json.loads(text) if text else None
+    except FileNotFoundError as error:
+        raise UserError(f"no image file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a PNG that mentor.generate wrote") from error
+    wanted = {"prompt", "sampling", "seed", "images", "model", "fingerprint"}
+    if not isinstance(settings, dict) or not wanted <= settings.keys():
+        raise UserError(f"{path} has no record of how it was made: give a PNG that mentor.generate wrote")
+    return settings
+
+
+def regenerate(path: Path, model: Model | None = None) -> Image.Image:
+    """The picture that `path` holds, made again from its own metadata.
+
+    Raises:
+        UserError: the file has no metadata, or the model is another one than the picture's.
+    """
+    settings = read_metadata(path)
+    model = model or load(settings["model"])
+    if model.release.fingerprint != settings["fingerprint"]:
+        raise UserError(
+            f"{path} was made by model {settings['fingerprint']}, {model.folder} is {model.release.fingerprint}: "
+            f"give the folder of that model with --model"
+        )
+    try:
+        references = [Image.open(io.BytesIO(base64.b64decode(image))) for image in settings["images"]]
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise UserError(f"the reference images kept in {path} cannot be read ({error})") from error
+    return generate(model, settings["prompt"], references, seed=settings["seed"], **settings["sampling"])[0]
+
+
+def make_grid(pictures: Sequence[Image.Image], gap: int = 2) -> Image.Image:
+    """The pictures side by side, in rows of nearly equal count, on white."""
+    columns = int(np.ceil(np.sqrt(len(pictures))))
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * (width + gap), index // columns * (height + gap)))
+    return sheet
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, parsed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mentor.generate",
+        description="Draw pictures that follow a prompt of text and images.",
+        epilog='Example: python -m mentor.generate "The mug in <image>. a large mug at the left on red stripes" '
+        "--model runs/demo/2/release --image mug.png --output pictures --num-images 4 --grid",
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", help=f"text with one {IMAGE_MARK} for each --image, in order")
+    add("--model", type=Path, help="release folder of a trained generator")
+    add("--image", type=Path, action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
+    add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the PNGs (default: outputs)")
+    add("--num-images", type=int, default=1, metavar="N", help="pictures to draw (default: 1)")
+    add("--guidance", type=float, default=2.0, metavar="G", help="1 is none, 2 to 4 follows the prompt closer (default: 2)")
+    add("--guidance-images", type=float, metavar="G", help="guidance of its own for the images (default: as --guidance)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest codes; 0 is all (default: 0)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest codes with share P (default: 1)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the first picture, the next has S + 1 (default: 0)")
+    add("--grid", action="store_true", help="also write grid.png with all pictures")
+    add("--from-png", type=Path, metavar="FILE", help="make the picture in FILE again from the metadata in it")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: draw, write PNGs, say where they are."""
+    options = parse_arguments(arguments)
+    torch.set_grad_enabled(False)
+    if options.from_png:
+        if options.prompt or options.image:
+            raise UserError("--from-png takes prompt and images from the file: leave them out")
+        model = load(options.model, options.device) if options.model else None
+        pictures = {options.from_png.name: regenerate(options.from_png, model)}
+    else:
+        if options.prompt is None or options.model is None:
+            raise UserError("give a prompt and --model DIR (or --from-png FILE); --help explains all options")
+        references = [open_image(path) for path in options.image]
+        if len(references) != options.prompt.count(IMAGE_MARK):
+            parse_prompt(options.prompt, [torch.empty(0)] * len(references))
+        model = load(options.model, options.device)
+        names = ["guidance", "guidance_images", "temperature", "top_k", "top_p", "num_images", "seed"]
+        settings = {name: getattr(options, name) for name in names}
+        with Progress(
+            TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(), transient=True
+        ) as progress:
+            task = progress.add_task("drawing")
+            update: Callable[[int, int], None] = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+            made = generate(model, options.prompt, references, on_step=update, **settings)
+        pictures = {f"{options.seed + index:06d}.png": picture for index, picture in enumerate(made)}
+        if options.grid:
+            pictures["grid.png"] = make_grid(made)
+    for name, picture in pictures.items():
+        save_picture(picture, options.output / name)
+        print(options.output / name)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,93 @@
+"""The decoder-only transformer; sizes follow LlamaGen's table (arXiv 2406.06525)."""
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from mentor.config import Config
+from mentor.nn.attention import KVCache
+from mentor.nn.layers import Block, RMSNorm, swiglu_hidden
+from mentor.nn.rope import rotary_table
+
+
+class BackboneConfig(Config):
+    """Size and shape of the decoder.
+
+    Attributes:
+        width: width of a token, a multiple of `heads`.
+        kv_heads: key-value heads (grouped-query attention); 0 means as many as `heads`.
+        rope_base: base of the rotary frequencies; 10000 at 16 x 16 and above, less on small grids, where long waves
+            would leave most pairs still.
+        rope_prefix: whether reference cells in the prefix are turned like the target cells they stand for (the default),
+            or left alone like all of MENTOR's prefix.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int = 0
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    rope_prefix: bool = True
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> "BackboneConfig":
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} must split into {self.heads} heads of a width that 4 divides")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        return self
+
+
+class Backbone(nn.Module):
+    """Pre-norm decoder over embedded tokens; it knows nothing of prompts or codebooks."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.kv_heads = config.kv_heads or config.heads
+        self.head_width = config.width // config.heads
+        hidden = swiglu_hidden(config.width)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, self.kv_heads, hidden, config.dropout, config.norm_eps)
+            for _ in range(config.layers)
+        )
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+        # Residual branches start small, so that depth does not blow up the stream (GPT-2's rule).
+        if isinstance(module, Block):
+            scale = 0.02 / (2 * self.config.layers) ** 0.5
+            nn.init.normal_(module.attention.out.weight, std=scale)
+            nn.init.normal_(module.feed_forward.down.weight, std=scale)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        coordinates: Float[Tensor, "b n 2"],
+        mask: Bool[Tensor, "b 1 n m"] | None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Hidden states after the last block, normalised.
+
+        Args:
+            x: embedded tokens.
+            coordinates: (row, column) that each token is turned by.
+            mask: True where a query (n) may look at a key (m); None lets all look at all.
+            cache: keys and values so far; the new tokens are added to it.
+        """
+        rotary = rotary_table(coordinates, self.head_width, self.config.rope_base)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, mask, cache, layer)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.norm(x)
+
+    def make_cache(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        """An empty cache for `rows` sequences of up to `length` tokens."""
+        return KVCache(self.config.layers, rows, self.kv_heads, length, self.head_width, device, dtype)

@@ -1,0 +1,267 @@
+"""Release folders: what one loads and shares. Plain JSON and safetensors, nothing that runs code when it is read."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mentor import __version__
+from mentor.conditioning import TextTokenizer
+from mentor.errors import UserError
+from mentor.models.generator import Generator, GeneratorConfig
+from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
+from mentor.types import CodeSpec
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a release says of itself beside its weights; all values are plain and go into config.json and README.md."""
+
+    title: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    samples: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """A generator with the image tokenizer it was trained on, in eval mode."""
+
+    generator: Generator
+    image_tokenizer: ImageTokenizer
+    image_size: int
+    config: Mapping[str, Any]
+    fingerprint: str
+
+
+def code_spec(image_tokenizer: ImageTokenizer, image_size: int) -> CodeSpec:
+    """What `image_tokenizer` makes of square pictures of `image_size` pixels.
+
+    Raises:
+        UserError: the size is no multiple of the tokenizer's factor.
+    """
+    if image_size % image_tokenizer.factor:
+        raise UserError(
+            f"image_size {image_size} is no multiple of the image tokenizer's factor {image_tokenizer.factor}: "
+            f"take {image_size // image_tokenizer.factor * image_tokenizer.factor or image_tokenizer.factor}"
+        )
+    side = image_size // image_tokenizer.factor
+    return CodeSpec(
+        (side, side), image_tokenizer.vocab_size, image_tokenizer.code_width, image_tokenizer.feature_width
+    )
+
+
+def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer, image_size: int, card: Card) -> None:
+    """Write a release folder of an image tokenizer; the folder appears whole or not at all."""
+    config = {"kind": "image_tokenizer", "image_size": image_size, "image_tokenizer": tokenizer.config.model_dump()}
+    with _whole_folder(folder) as partial:
+        _write_release(partial, config, tokenizer, card)
+
+
+def save_generator(
+    folder: Path, generator: Generator, image_tokenizer: ImageTokenizer, image_size: int, card: Card
+) -> None:
+    """Write a release folder of a generator, its image tokenizer inside; the folder appears whole or not at all."""
+    config = {
+        "kind": "generator",
+        "image_size": image_size,
+        "generator": generator.config.model_dump(),
+        "codes": {
+            "grid": list(generator.spec.grid),
+            "vocab_size": generator.spec.vocab_size,
+            "code_width": generator.spec.code_width,
+            "feature_width": generator.spec.feature_width,
+        },
+    }
+    with _whole_folder(folder) as partial:
+        _write_release(partial, config, generator, card)
+        (partial / "text_tokenizer.json").write_text(generator.conditioner.text_tokenizer.to_json(), encoding="utf-8")
+        inner = {"kind": "image_tokenizer", "image_size": image_size}
+        inner["image_tokenizer"] = image_tokenizer.config.model_dump()
+        (partial / "image_tokenizer").mkdir()
+        _write_release(partial / "image_tokenizer", inner, image_tokenizer, Card(f"{card.title}: image tokenizer"))
+
+
+def load_image_tokenizer(folder: Path) -> ImageTokenizer:
+    """The image tokenizer of a release folder, its own or the one inside a generator's, in eval mode.
+
+    Raises:
+        UserError: the folder is no release, or a part of it is missing or damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config["kind"] == "generator":
+        folder = folder / "image_tokenizer"
+        config = read_config(folder)
+    tokenizer = build_image_tokenizer(_parse(ImageTokenizerConfig, config, "image_tokenizer", folder))
+    load_weights(tokenizer, folder)
+    return tokenizer.eval()
+
+
+def load_generator(folder: Path) -> Release:
+    """The generator of a release folder with its image tokenizer, on the CPU in eval mode.
+
+    Raises:
+        UserError: the folder is no release of a generator, or a part of it is missing or damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config["kind"] != "generator":
+        raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
+    image_tokenizer = load_image_tokenizer(folder)
+    spec = code_spec(image_tokenizer, config["image_size"])
+    text_tokenizer = TextTokenizer.load(folder / "text_tokenizer.json")
+    generator_config = _parse(GeneratorConfig, config, "generator", folder)
+    generator = Generator(generator_config, text_tokenizer, spec, image_tokenizer.codebook)
+    load_weights(generator, folder)
+    return Release(generator.eval(), image_tokenizer, config["image_size"], config, config["fingerprint"])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a release folder.
+
+    Raises:
+        UserError: there is none, it is not ours, or it is of a newer version.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{folder} is not a release folder (no readable config.json in it): "
+            f"give the `release` folder that training writes into its run folder"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy the release folder again") from error
+    if not isinstance(config, dict) or config.get("format") != "mentor" or "kind" not in config:
+        raise UserError(f"{path} does not describe a mentor model (no \"format\": \"mentor\" in it)")
+    if config.get("version", 0) > FORMAT_VERSION:
+        raise UserError(f"{path} has format version {config['version']}, this is {FORMAT_VERSION}: update mentor")
+    return config
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Load a release folder's weights into `module`; every name and shape must match.
+
+    Raises:
+        UserError: the file is missing or damaged, or names or shapes differ; the message lists the first few.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {path} ({error}): copy the release folder again") from error
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} against {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & weights.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    if missing or unknown or shapes:
+        raise UserError(
+            f"{path} does not fit the model: missing {missing[:4]}, unknown {unknown[:4]}, other shapes {shapes[:4]} "
+            f"(missing, unknown and differing in all: {len(missing)}, {len(unknown)}, {len(shapes)})"
+        )
+    module.load_state_dict(weights)
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Sixteen hex digits that name the weights: sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _parse(kind: Any, config: Mapping[str, Any], key: str, folder: Path) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(config[key])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{folder}/config.json has no valid {key!r} part ({error}): copy the release folder again") from error
+
+
+def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card: Card) -> None:
+    header = {
+        "format": "mentor",
+        "version": FORMAT_VERSION,
+        "mentor": __version__,
+        "fingerprint": weights_fingerprint(module),
+    }
+    about = {"training": dict(card.training), "metrics": dict(card.metrics), "data": dict(card.data)}
+    text = json.dumps(header | config | about, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
+    if card.samples is not None:
+        card.samples.save(folder / "samples.png")
+    (folder / "README.md").write_text(render_card(card, config, module), encoding="utf-8")
+
+
+def render_card(card: Card, config: Mapping[str, Any], module: nn.Module) -> str:
+    """The model card as Markdown: what it is, how to use it, what it was trained on, what it scores, its limits."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    lines = ["---", "library_name: mentor", "license: apache-2.0", "---", "", f"# {card.title}", ""]
+    lines.append(f"{config['kind'].replace('_', ' ').capitalize()}, {size / 1e6:.2f} M parameters, {config['image_size']} px.")
+    if card.samples is not None:
+        lines += ["", "![samples](samples.png)"]
+    if config["kind"] == "generator":
+        lines += ["", "```python", "from mentor.generate import generate, load", "", 'model = load("path/to/this/folder")']
+        lines += ['pictures = generate(model, "a large apple at the left on a blue background", num_images=4)', "```"]
+    for heading, facts in (("Training", card.training), ("Data", card.data), ("Metrics", card.metrics)):
+        if facts:
+            lines += ["", f"## {heading}", "", "| | |", "| --- | --- |"]
+            lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
+    lines += ["", "## Limits", "", "It draws what its training data shows and little else; check its pictures before use."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+class _whole_folder:
+    """Context that gives a temporary folder beside `folder` and renames it into place when all went well."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.partial = self.folder.with_name(self.folder.name + ".partial")
+
+    def __enter__(self) -> Path:
+        try:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.partial} ({error.strerror}): choose a folder that can be written") from error
+        return self.partial
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        for path in self.partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        self.partial.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""The shapes that cross the project's borders: prompts, examples, batches and image codes.
+
+Shape letters, everywhere: `b` batch, `n` any sequence, `p` prefix, `t` image tokens, `l` text tokens, `r` reference
+images, `d` width, `h` heads, `k` head width, `v` vocabulary, `c` channels, `y x` pixels, `gy gx` token grid.
+Images are float32 in [-1, 1], RGB, `c y x`. A mask is True where something is valid or may be attended to.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mentor.errors import UserError
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """A run of text in a prompt."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """A reference image in a prompt; `name` is how the prompt calls it (empty for a bare `<image>`)."""
+
+    image: Float[Tensor, "c y x"]
+    name: str = ""
+
+
+Segment = TextSegment | ImageSegment
+Prompt = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training or evaluation pair: what is asked and the picture that answers it.
+
+    Attributes:
+        task: name of the task that made it.
+        prompt: text and image segments in order.
+        target: the picture to generate.
+        focus: share of each target pixel that belongs to the named object, in [0, 1]; zeros when unknown.
+        key: key of the record it came from.
+        facts: what evaluation may ask about the target (place, background, true mask, ...); never reaches the model.
+    """
+
+    task: str
+    prompt: Prompt
+    target: Float[Tensor, "c y x"]
+    focus: Float[Tensor, "y x"]
+    key: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples side by side. `valid` is False for padding rows that make the ranks' last batches equally long."""
+
+    tasks: Sequence[str]
+    prompts: Sequence[Prompt]
+    targets: Float[Tensor, "b c y x"]
+    focus: Float[Tensor, "b y x"]
+    keys: Sequence[str]
+    valid: Bool[Tensor, "b"]
+    facts: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What an image tokenizer says of a picture.
+
+    Attributes:
+        ids: indices into the codebook, raster order over the grid.
+        latents: the quantised code vectors, which the decoder reads.
+        features: the encoder's last feature map before it is squeezed to the code width; richer than `latents`.
+    """
+
+    ids: Int[Tensor, "b gy gx"]
+    latents: Float[Tensor, "b c gy gx"]
+    features: Float[Tensor, "b d gy gx"]
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """The sizes that follow from an image tokenizer and a picture size; the generator is built for one of these.
+
+    Attributes:
+        grid: rows and columns of codes a picture has.
+        vocab_size: how many different codes there are.
+        code_width: width of `Codes.latents`.
+        feature_width: width of `Codes.features`.
+    """
+
+    grid: tuple[int, int]
+    vocab_size: int
+    code_width: int
+    feature_width: int
+
+    @property
+    def tokens(self) -> int:
+        """Codes a picture has."""
+        return self.grid[0] * self.grid[1]
+
+
+def parse_prompt(text: str, images: Sequence[Float[Tensor, "c y x"]]) -> Prompt:
+    """Split a prompt at its `<image>` marks and put the images in their places, in order.
+
+    Raises:
+        ValueError: the number of marks and of images differ.
+    """
+    parts = text.split(IMAGE_MARK)
+    if len(parts) - 1 != len(images):
+        raise UserError(
+            f"the prompt has {len(parts) - 1} {IMAGE_MARK} mark(s) but {len(images)} image(s) were given: "
+            f"write {IMAGE_MARK} once for each image, in the order of the images"
+        )
+    segments: list[Segment] = []
+    for index, part in enumerate(parts):
+        if part:
+            segments.append(TextSegment(part))
+        if index < len(images):
+            segments.append(ImageSegment(images[index]))
+    return tuple(segments)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt as one would type it, each image written as `<image>`."""
+    return "".join(segment.text if isinstance(segment, TextSegment) else IMAGE_MARK for segment in prompt)
+
+
+def prompt_images(prompt: Prompt) -> list[Float[Tensor, "c y x"]]:
+    """The prompt's reference images in order of appearance."""
+    return [segment.image for segment in prompt if isinstance(segment, ImageSegment)]
