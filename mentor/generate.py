@@ -62,6 +62,7 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
     return Model(release, Path(folder), place)
 
 
+@torch.inference_mode()
 def generate(
     model: Model,
     prompt: str,
@@ -115,8 +116,7 @@ def generate(
         done = len(made) * release_tokens(model)
         report = on_step and (lambda step, _, done=done, n=len(seeds): on_step(done + step * n, total))
         ids = sample(release.generator, condition, seeds, config, on_step=report)
-        with torch.inference_mode():
-            decoded = release.image_tokenizer.decode_ids(ids).cpu()
+        decoded = release.image_tokenizer.decode_ids(ids).cpu()
         for picture_seed, pixels in zip(seeds, decoded, strict=True):
             picture = to_picture(pixels)
             picture.info[METADATA_KEY] = json.dumps(settings | {"seed": picture_seed}, ensure_ascii=False)

@@ -37,6 +37,8 @@ class DataConfig(Config):
         image_only: share of reconstruction prompts that are the bare `<image>`.
         recover_min_scale: least size of recovery's object, as a share of its size in the target.
         recover_distort: share of recovery's objects that are stretched, sheared, rotated and tilted as well.
+        recover_distractors: False lets recovery paste only on pictures without labelled objects, so that nothing else
+            in the reference could be meant.
         warmup_steps: this many first steps are all of `warmup_task`.
         warmup_task: see there.
         validation_batch_size: examples in a validation step over all processes together.
@@ -52,6 +54,7 @@ class DataConfig(Config):
     image_only: float = Field(default=0.1, ge=0, le=1)
     recover_min_scale: float = Field(default=0.2, gt=0, le=1)
     recover_distort: float = Field(default=0.5, ge=0, le=1)
+    recover_distractors: bool = True
     warmup_steps: int = Field(default=0, ge=0)
     warmup_task: str = "reconstruct"
     validation_batch_size: int = Field(default=32, gt=0)
@@ -109,11 +112,6 @@ class DataModule(lightning.LightningDataModule):
             self._usable, config.mixture, config.batch_size, config.lanes, seed, config.warmup_steps, config.warmup_task
         )
         validation_batches(self._usable_heldout, config.validation_limit, config.validation_batch_size)
-        if "recover" in config.tasks and min([*self.train_shards.counts, *self.heldout_shards.counts]) < 2:
-            raise UserError(
-                f"{config.root} has a shard of one sample, but recovery pastes on another picture of the same shard: "
-                f"make the shards anew with more samples in each"
-            )
 
     @property
     def fingerprint(self) -> str:
@@ -176,7 +174,13 @@ class DataModule(lightning.LightningDataModule):
     def _maker(self, shards: ShardSet, seed: int) -> ExampleMaker:
         config = self.config
         return ExampleMaker(
-            shards, seed, config.image_size, config.image_only, config.recover_min_scale, config.recover_distort
+            shards,
+            seed,
+            config.image_size,
+            config.image_only,
+            config.recover_min_scale,
+            config.recover_distort,
+            config.recover_distractors,
         )
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -227,6 +231,14 @@ class TrainingLoader:
         for packed in loader:
             self._module.consumed += 1
             yield unpack(packed)
+
+    # Lightning warns at every resume of a loader without these two; the state itself is the data module's.
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see `DataModule.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Does nothing: see `DataModule.load_state_dict`."""
 
 
 class ValidationLoader:

@@ -75,9 +75,7 @@ def all_backgrounds() -> list[Background]:
     """Every procedural background, always in the same order; white and black exist as plain ones only."""
     chromatic = [colour for colour in COLOURS if colour not in ("white", "black")]
     return [
-        Background(kind, colour)
-        for kind in PROCEDURAL_KINDS
-        for colour in (COLOURS if kind == "plain" else chromatic)
+        Background(kind, colour) for kind in PROCEDURAL_KINDS for colour in (COLOURS if kind == "plain" else chromatic)
     ]
 
 
@@ -192,7 +190,9 @@ def compose_fitted(
     for box, left, top in boxes:
         side = box.shape[0]
         if left < 0 or top < 0 or left + side > width or top + side > height:
-            raise UserError(f"a box of {side} px at ({left}, {top}) reaches over the edge of a {width} x {height} picture")
+            raise UserError(
+                f"a box of {side} px at ({left}, {top}) reaches over the edge of a {width} x {height} picture"
+            )
         place = (slice(top, top + side), slice(left, left + side))
         alpha = box[..., 3:].astype(np.uint16)
         mixed = box[..., :3] * alpha + image[place] * (255 - alpha)

@@ -64,7 +64,8 @@ class Mixture:
 
     def __init__(self, weights: Mapping[str, float], seed: int, warmup: int = 0, warmup_task: str = "") -> None:
         total = sum(weights.values())
-        self.tasks = tuple(sorted({*weights, *([warmup_task] if warmup else [])}))
+        names = set(weights) | ({warmup_task} if warmup else set())
+        self.tasks: tuple[str, ...] = tuple(sorted(names))
         self._shares = [weights.get(task, 0.0) / total for task in self.tasks]
         self._counts = [0] * len(self.tasks)
         self._length = 0

@@ -1,0 +1,126 @@
+"""From a recipe to a folder of shards, with as many processes as one likes and the same bytes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mentor.data.composing import Composer
+from mentor.data.recipes import LoadedRecipe
+from mentor.data.shards import SPLITS, begin, finish, identity, shard_path, write_shard
+from mentor.data.sources import digest_inputs
+from mentor.errors import UserError
+
+_composer: Composer | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """What `build_dataset` did: the manifest, and whether the data set was there before."""
+
+    manifest: dict[str, Any]
+    found: bool
+
+
+def build_dataset(
+    loaded: LoadedRecipe,
+    output: Path,
+    workers: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Build:
+    """Make the recipe's shards in `output`; an interrupted build goes on with the shards that are missing.
+
+    Args:
+        loaded: the recipe.
+        output: folder of the data set.
+        workers: processes that make shards; the bytes do not depend on it.
+        report: called with the records done and the records in all.
+
+    Raises:
+        UserError: the recipe yields no record, or the folder holds something else or cannot be written.
+    """
+    if workers < 1:
+        raise UserError(f"workers={workers} is not allowed: say 1 or more")
+    recipe = loaded.recipe
+    sources = [source for source in (recipe.subjects, recipe.photographs) if source is not None]
+    what = identity(recipe.resolved(), digest_inputs(sources, loaded.folder))
+    composer = Composer(loaded)
+    manifest = begin(output, what)
+    if manifest is not None:
+        return Build(manifest, found=True)
+    samples: dict[str, int] = {}
+    tasks: list[tuple[str, str, range]] = []
+    for split in SPLITS:
+        length = len(composer.plan[split])
+        for index, start in enumerate(range(0, length, recipe.samples_per_shard)):
+            positions = range(start, min(start + recipe.samples_per_shard, length))
+            path = shard_path(split, index)
+            samples[path] = len(positions)
+            if not (output / path).exists():
+                tasks.append((path, split, positions))
+    total = sum(samples.values())
+    done = total - sum(len(positions) for _, _, positions in tasks)
+    report(done, total)
+
+    def count(records: int) -> None:
+        nonlocal done
+        done += records
+        report(done, total)
+
+    if workers == 1 or len(tasks) < 2:
+        for path, split, positions in tasks:
+            count(write_shard(output, path, (composer.record(split, position) for position in positions)))
+    else:
+        _make_in_parallel(loaded, output, tasks, min(workers, len(tasks)), count)
+    return Build(finish(output, what, samples), found=False)
+
+
+def _make_in_parallel(
+    loaded: LoadedRecipe,
+    output: Path,
+    tasks: list[tuple[str, str, range]],
+    workers: int,
+    count: Callable[[int], None],
+) -> None:
+    # Spawned, not forked: a forked child of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (loaded,)) as pool:
+        waiting = {pool.submit(_make_shard, output, *task) for task in tasks}
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    count(future.result())
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died (out of memory?): run again with fewer workers, it goes on"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(loaded: LoadedRecipe) -> None:
+    global _composer
+    # Ctrl-C is the parent's to handle: shards in progress are finished, the others never begin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _composer = Composer(loaded)
+
+
+def _make_shard(output: Path, path: str, split: str, positions: range) -> int:
+    assert _composer is not None
+    composer = _composer
+    return write_shard(output, path, (composer.record(split, position) for position in positions))

@@ -1,0 +1,185 @@
+"""Convolutional encoder and decoder with residual blocks, after LlamaGen's image tokenizer (arXiv 2406.06525).
+
+Names of parts follow the published weights of that tokenizer, so that they load without a table of names.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalisation with the epsilon of the published tokenizers."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Twice norm, swish, 3x3 convolution, added to the input (through a 1x1 convolution where the widths differ)."""
+
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d y x"]:
+        """The map after the block."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.nin_shortcut(x) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all places of the map, added to the input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """The map after the block."""
+        normal = self.norm(x)
+        q, k, v = (rearrange(project(normal), "b c y x -> b 1 (y x) c") for project in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(mixed, "b 1 (y x) c -> b c y x", y=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Half the resolution: zero row below, zero column to the right, 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c h w"]:
+        """The smaller map."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c h w"]:
+        """The larger map."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; `forward` applies each residual block and the attention that follows it, if any."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool, groups: int) -> None:
+        super().__init__()
+        widths = [channels] + [out_channels] * blocks
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.res = nn.ModuleList(ResidualBlock(before, after, groups) for before, after in pairs)
+        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d h w"]:
+        """The map for the next level."""
+        for index, block in enumerate(self.res):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.upsample(self.downsample(x))
+
+
+def middle(channels: int, attention: bool, groups: int) -> nn.ModuleList:
+    """What stands between the levels and the codes: residual, attention (or nothing), residual."""
+    between = AttentionBlock(channels, groups) if attention else nn.Identity()
+    return nn.ModuleList([ResidualBlock(channels, channels, groups), between, ResidualBlock(channels, channels, groups)])
+
+
+class ConvEncoder(nn.Module):
+    """Pixels to a coarse feature map, each level half as large as the one before.
+
+    Args:
+        widths: channels of each level, finest first.
+        blocks: residual blocks a level.
+        latent_width: channels of the result.
+        stem: side of the pixel square that enters as one place.
+        attention: attention at the coarsest level and in the middle.
+        middle_blocks: whether there is a middle part.
+        groups: groups of the normalisations.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: int,
+        latent_width: int,
+        stem: int,
+        attention: bool,
+        middle_blocks: bool,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.conv_in = nn.Conv2d(3 * stem * stem, widths[0], 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        for index, width in enumerate(widths):
+            last = index == len(widths) - 1
+            level = Level(widths[max(index - 1, 0)], width, blocks, attention and last, groups)
+            if not last:
+                level.downsample = Downsample(width)
+            self.conv_blocks.append(level)
+        self.mid = middle(widths[-1], attention, groups) if middle_blocks else nn.ModuleList()
+        self.norm_out = group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], latent_width, 3, padding=1)
+
+    def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d gy gx"]:
+        """The feature map."""
+        x = self.conv_in(F.pixel_unshuffle(images, self.stem).contiguous(memory_format=torch.channels_last))
+        for block in [*self.conv_blocks, *self.mid]:
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class ConvDecoder(nn.Module):
+    """The way back from a coarse map to pixels; arguments as for `ConvEncoder`, `widths` finest first here too."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: int,
+        latent_width: int,
+        stem: int,
+        attention: bool,
+        middle_blocks: bool,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        coarse_first = list(reversed(widths))
+        self.conv_in = nn.Conv2d(latent_width, coarse_first[0], 3, padding=1)
+        self.mid = middle(coarse_first[0], attention, groups) if middle_blocks else nn.ModuleList()
+        self.conv_blocks = nn.ModuleList()
+        for index, width in enumerate(coarse_first):
+            level = Level(coarse_first[max(index - 1, 0)], width, blocks, attention and index == 0, groups)
+            if index < len(widths) - 1:
+                level.upsample = Upsample(width)
+            self.conv_blocks.append(level)
+        self.norm_out = group_norm(widths[0], groups)
+        self.conv_out = nn.Conv2d(widths[0], 3 * stem * stem, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "b d gy gx"]) -> Float[Tensor, "b 3 y x"]:
+        """Pixels, not clamped."""
+        x = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
+        for block in [*self.mid, *self.conv_blocks]:
+            x = block(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.stem)

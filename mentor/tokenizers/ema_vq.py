@@ -1,0 +1,109 @@
+"""A codebook on the unit sphere that follows running averages, by the vector-quantize-pytorch library."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+from vector_quantize_pytorch import VectorQuantize
+
+from mentor.config import Config
+from mentor.tokenizers.clustering import draw_for_clustering, spherical_kmeans, world_size
+from mentor.tokenizers.quantizer import Quantizer, straight_through
+
+
+class EMAVQConfig(Config):
+    """Codebook of unit vectors, each the running average of the latents that chose it (arXiv 1711.00937, appendix A).
+
+    Attributes:
+        codes: how many.
+        width: numbers in a code vector.
+        commitment: weight of the loss that draws latents to their codes.
+        decay: decay per batch of the averages.
+        restart_below: a code chosen by fewer latents per batch than this moves onto a vector of the batch.
+        noise: standard deviation of the noise on each number of a warm-up latent.
+        kmeans_vectors: vectors per code that the k-means start takes, as far as the batch has them.
+    """
+
+    kind: Literal["ema_vq"] = "ema_vq"
+    codes: int = Field(default=1024, gt=1)
+    width: int = Field(default=8, gt=1)
+    commitment: float = Field(default=0.25, ge=0)
+    decay: float = Field(default=0.95, gt=0, lt=1)
+    restart_below: float = Field(default=0.1, ge=0)
+    noise: float = Field(default=0.05, ge=0)
+    kmeans_vectors: int = Field(default=16, gt=0)
+
+
+class EMAVectorQuantizer(Quantizer):
+    """Nearest of averaged unit vectors to the normalised latent; the codebook learns without gradients."""
+
+    def __init__(self, config: EMAVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.vocab_size = config.codes
+        self.library = self._build(synchronised=False)
+        self._synchronised = False
+
+    def _build(self, synchronised: bool) -> VectorQuantize:
+        return VectorQuantize(
+            dim=self.config.width,
+            codebook_size=self.config.codes,
+            decay=self.config.decay,
+            use_cosine_sim=True,
+            commitment_weight=self.config.commitment,
+            threshold_ema_dead_code=self.config.restart_below,
+            rotation_trick=False,
+            sync_codebook=synchronised,
+        )
+
+    @property
+    def codebook(self) -> Float[Tensor, "v c"]:
+        """The unit code vectors, float32."""
+        return self.library.codebook.float()
+
+    def place(self, latents: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """The vectors scaled to length 1."""
+        return F.normalize(latents, dim=-1)
+
+    def nearest(self, placed: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
+        """The codes at the smallest angle."""
+        return (placed @ self.codebook.T).argmax(dim=-1)
+
+    def blur(self, placed: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """The vectors with Gaussian noise, on the sphere again."""
+        return F.normalize(placed + self.config.noise * torch.randn_like(placed), dim=-1)
+
+    def choose_codes(self, placed: Float[Tensor, "n c"]) -> None:
+        """Centres of clusters among the vectors of all processes, each as heavy as its cluster."""
+        drawn = draw_for_clustering(placed, self.config.kmeans_vectors * self.vocab_size)
+        centres, shares = spherical_kmeans(drawn, self.vocab_size)
+        sizes = shares * len(placed) * world_size()
+        state = self.library.state_dict()
+        state["_codebook.embed"] = centres.unsqueeze(0)
+        state["_codebook.cluster_size"] = sizes.unsqueeze(0)
+        state["_codebook.embed_avg"] = (centres * sizes.unsqueeze(1)).unsqueeze(0)
+        self.library.load_state_dict(state)
+
+    def quantize(self, latents: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Code vectors, ids and commitment loss; in training the averages move on after the codes are chosen."""
+        placed = self.place(latents)
+        if not self.training:
+            ids = self.nearest(placed)
+            vectors = self.codebook[ids]
+            return straight_through(vectors, placed), ids, self.config.commitment * F.mse_loss(placed, vectors)
+        self._join_processes()
+        vectors, ids, loss = self.library(placed.unsqueeze(0))
+        return straight_through(vectors.squeeze(0), placed), ids.squeeze(0), loss.squeeze()
+
+    def _join_processes(self) -> None:
+        """Share the averages among processes, which the library decides when it is built, often before they are joined."""
+        if self._synchronised or world_size() == 1:
+            return
+        shared = self._build(synchronised=True).to(self.codebook.device)
+        shared.load_state_dict(self.library.state_dict())
+        self.library = shared.train(self.training)
+        self._synchronised = True

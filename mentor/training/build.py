@@ -1,0 +1,120 @@
+"""What is trained in each stage, made from the settings and the release folders they name."""
+
+from pathlib import Path
+from typing import assert_never
+
+from mentor.conditioning import TextTokenizer
+from mentor.data.datamodule import DataModule
+from mentor.errors import UserError
+from mentor.models import Generator, build_generator
+from mentor.models.checkpoint import (
+    Release,
+    code_spec,
+    load_generator,
+    load_image_tokenizer,
+    weights_fingerprint,
+)
+from mentor.tokenizers import ImageTokenizer, build_image_tokenizer
+from mentor.training.config import AlignmentTraining, GeneratorTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
+from mentor.training.folder import differences
+from mentor.training.freeze import freeze
+from mentor.training.generator_module import GeneratorModule
+from mentor.training.image_tokenizer_module import ImageTokenizerModule
+
+TrainingModule = GeneratorModule | ImageTokenizerModule
+
+# Enough to learn the words of a caption language from; more takes memory and changes nothing.
+CAPTIONS = 200_000
+
+
+def build_module(config: TrainConfig, datamodule: DataModule) -> TrainingModule:
+    """What the stage trains.
+
+    Raises:
+        UserError: a release folder is missing or does not fit the settings, or a freeze pattern fits nothing.
+    """
+    match config:
+        case ImageTokenizerTraining():
+            return _image_tokenizer_module(config)
+        case AlignmentTraining():
+            return _generator_module(config, *_aligned(config, datamodule), datamodule)
+        case TuningTraining():
+            release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
+            return _generator_module(config, release.generator, release.image_tokenizer, datamodule)
+        case _:
+            assert_never(config)
+
+
+def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerModule:
+    if config.init_from is None:
+        tokenizer = build_image_tokenizer(config.image_tokenizer)
+    else:
+        _require_folder(config.init_from, "init_from", f"stage=tokenizer experiment={config.name}")
+        tokenizer = load_image_tokenizer(Path(config.init_from))
+        _same(config.init_from, tokenizer.config.model_dump(), config.image_tokenizer.model_dump(), "image_tokenizer")
+    code_spec(tokenizer, config.data.image_size)
+    freeze(tokenizer, config.freeze)
+    return ImageTokenizerModule(tokenizer, config.loss, config.optimizer, config.trainer.max_steps)
+
+
+def _aligned(config: AlignmentTraining, datamodule: DataModule) -> tuple[Generator, ImageTokenizer]:
+    """The generator that stage 1 begins with, and its image tokenizer."""
+    _require_folder(config.image_tokenizer_from, "image_tokenizer_from", f"stage=tokenizer experiment={config.name}")
+    image_tokenizer = load_image_tokenizer(Path(config.image_tokenizer_from))
+    if config.init_from is None:
+        captions = datamodule.captions(CAPTIONS)
+        text_tokenizer = TextTokenizer.train(captions, config.conditioner.text_vocab_size)
+        spec = code_spec(image_tokenizer, config.data.image_size)
+        return build_generator(config.generator, text_tokenizer, spec, image_tokenizer.codebook), image_tokenizer
+    release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
+    _same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump(), "")
+    theirs, ours = weights_fingerprint(release.image_tokenizer), weights_fingerprint(image_tokenizer)
+    if theirs != ours:
+        raise UserError(
+            f"init_from {config.init_from} was trained with image tokenizer {theirs}, but image_tokenizer_from "
+            f"{config.image_tokenizer_from} is {ours}: say image_tokenizer_from={config.init_from}/image_tokenizer"
+        )
+    return release.generator, image_tokenizer
+
+
+def _generator_module(
+    config: GeneratorTraining, generator: Generator, image_tokenizer: ImageTokenizer, datamodule: DataModule
+) -> GeneratorModule:
+    spec = code_spec(image_tokenizer, config.data.image_size)
+    if spec != generator.spec:
+        side = generator.spec.grid[0] * image_tokenizer.factor
+        raise UserError(
+            f"data.image_size {config.data.image_size} does not fit the generator, which was made for {side}: "
+            f"say data.image_size={side}"
+        )
+    freeze(generator, config.freeze)
+    return GeneratorModule(
+        generator.train(),
+        image_tokenizer,
+        config.objective,
+        config.optimizer,
+        config.trainer.max_steps,
+        datamodule.config.tasks,
+        config.seed,
+        config.trainer.log_every,
+    )
+
+
+def _load_release(folder: str, key: str, command: str) -> Release:
+    _require_folder(folder, key, command)
+    return load_generator(Path(folder))
+
+
+def _require_folder(folder: str, key: str, command: str) -> None:
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"{key} {folder} does not exist: train it first with `python -m mentor.train {command}`, "
+            f"or say {key}=FOLDER with the release folder of another run"
+        )
+
+
+def _same(folder: str, theirs: dict[str, object], ours: dict[str, object], key: str) -> None:
+    """Refuse to go on from a model of other parts than the settings describe."""
+    differing = differences({key: theirs} if key else theirs, {key: ours} if key else ours)
+    if differing:
+        raise UserError(f"init_from {folder} is another model ({'; '.join(differing[:5])}): make the settings agree")

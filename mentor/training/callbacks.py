@@ -1,0 +1,208 @@
+"""What happens around training steps: seeds, a guard against numbers gone wrong, progress and sample grids."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from tqdm import tqdm
+
+from mentor.errors import UserError
+from mentor.training.grids import Row, draw_grid, grid_tensor
+from mentor.types import Batch
+
+
+class Illustrating(Protocol):
+    """A training module that can show what it does with a batch: a caption and equally many pictures an example."""
+
+    def illustrate(self, batch: Batch) -> list[Row]: ...
+
+
+class StepSeeds(Callback):
+    """Seeds torch anew before each batch, so that a resumed run draws what the uninterrupted one would have."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed by the run's seed and the number of updates done (Lightning's hook)."""
+        torch.manual_seed(self._seed * 1_000_003 + trainer.global_step * 17 + batch_idx % trainer.accumulate_grad_batches)
+
+
+class FiniteGuard(Callback):
+    """Stops a run whose loss or gradient is no longer a number, before the weights are spoiled."""
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Check the gradients, which are the same in all processes by now (Lightning's hook)."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the gradient is {float(norm)} at update {trainer.global_step}: lower optimizer.lr or raise "
+                f"optimizer.warmup; the same command then goes on from the last checkpoint"
+            )
+
+
+class Progress(Callback):
+    """Says how far training is and how long it will take: a bar on a terminal, else a line every tenth.
+
+    Args:
+        title: what is being trained.
+        batch_size: examples of an update over all processes, for the speed.
+        file: where to write; standard error if left out.
+    """
+
+    def __init__(self, title: str, batch_size: int, file: TextIO | None = None) -> None:
+        self._title = title
+        self._batch_size = batch_size
+        self._file = file or sys.stderr
+        self._bar: tqdm[Any] | None = None
+        self._first_step = 0
+        self._step = 0
+        self._started = 0.0
+        self._loss: Tensor | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin at the step that the run begins or goes on with (Lightning's hook)."""
+        self._first_step = self._step = trainer.global_step
+        self._started = time.monotonic()
+        if trainer.is_global_zero and self._file.isatty():
+            self._bar = tqdm(
+                total=trainer.max_steps, initial=self._step, desc=self._title, unit="step", file=self._file,
+                dynamic_ncols=True, smoothing=0.05,
+            )
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move on with every update (Lightning's hook)."""
+        step = trainer.global_step
+        if step == self._step or not trainer.is_global_zero:
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            loss = loss.detach().float() * trainer.accumulate_grad_batches
+            self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.02)
+        if self._bar is not None:
+            self._bar.update(step - self._step)
+            if step % 10 == 0:
+                self._bar.set_postfix_str(f"loss {self._shown_loss()}, {self._speed(step):.0f} samples/s")
+        elif step * 10 // trainer.max_steps > self._step * 10 // trainer.max_steps:
+            self._print_line(step, trainer.max_steps)
+        self._step = step
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the bar (Lightning's hook)."""
+        self._close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar (Lightning's hook)."""
+        self._close()
+
+    def _print_line(self, step: int, steps: int) -> None:
+        left = (time.monotonic() - self._started) / (step - self._first_step) * (steps - step)
+        print(
+            f"{self._title}: step {step}/{steps} ({100 * step // steps} %), loss {self._shown_loss()}, "
+            f"{self._speed(step):.0f} samples/s, {clock(left)} left",
+            file=self._file,
+            flush=True,
+        )
+
+    def _shown_loss(self) -> str:
+        return "?" if self._loss is None else f"{float(self._loss):.3f}"
+
+    def _speed(self, step: int) -> float:
+        return (step - self._first_step) * self._batch_size / max(1e-9, time.monotonic() - self._started)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Samples(Callback):
+    """Draws the same few validation examples of each task at every validation, with the weights it validates.
+
+    Must stand before the averaging callback, which takes the averaged weights out again when validation ends.
+
+    `step` is the number of the update that was validated last.
+
+    Args:
+        folder: gets one PNG a validation, named by the step.
+        count: examples of each task.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.step = -1
+        self._folder = folder
+        self._count = count
+        self._taken: dict[str, Batch] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first examples of each task (Lightning's hook)."""
+        task = batch.tasks[0]
+        if trainer.is_global_zero and self._count and task not in self._taken:
+            self._taken[task] = first_rows(batch, self._count)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw and save (Lightning's hook)."""
+        self.step = trainer.global_step
+        if not trainer.is_global_zero or not self._taken:
+            return
+        rows = self.rows(pl_module)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draw_grid(rows).save(self._folder / f"{self.step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", grid_tensor(rows), trainer.global_step)
+
+    def rows(self, module: Any) -> list[Row]:
+        """Captions and pictures of all kept examples as `module`, an `Illustrating` one, sees them now."""
+        return [row for batch in self._taken.values() for row in module.illustrate(batch)]
+
+
+def first_rows(batch: Batch, count: int) -> Batch:
+    """The first `count` examples of `batch`."""
+    return Batch(
+        batch.tasks[:count],
+        batch.prompts[:count],
+        batch.targets[:count],
+        batch.focus[:count],
+        batch.keys[:count],
+        batch.valid[:count],
+        batch.facts[:count],
+    )
+
+
+def clock(seconds: float) -> str:
+    """A duration as 1:02:03 or 2:03."""
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+

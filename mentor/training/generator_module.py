@@ -1,0 +1,196 @@
+"""Training of the generator, stages 1 and 2: pixels to codes, codes to logits, logits to the loss."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional
+
+from mentor.conditioning import drop_condition, encode_condition
+from mentor.errors import UserError
+from mentor.models import Generator
+from mentor.models.checkpoint import weights_fingerprint
+from mentor.sampling import SamplingConfig, sample
+from mentor.tokenizers import ImageTokenizer
+from mentor.training.config import ObjectiveConfig
+from mentor.training.meters import TaskMeans
+from mentor.training.optim import OptimizerConfig, configure_optimizers
+from mentor.types import Batch, Codes, Prompt, prompt_images, prompt_text
+
+
+class Frozen:
+    """Holds a module that is used but neither trained, averaged, copied nor kept in checkpoints."""
+
+    def __init__(self, module: ImageTokenizer) -> None:
+        self.module = module.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
+        return self
+
+
+class GeneratorModule(lightning.LightningModule):
+    """A generator and the frozen image tokenizer that turns its pixels into codes.
+
+    Args:
+        generator: what is trained.
+        image_tokenizer: gives the codes of targets and references.
+        objective: the loss and the dropping of conditions.
+        optimizer: settings of the optimizer.
+        updates: optimizer updates that the training takes in all.
+        tasks: every task that a batch may have.
+        seed: of the dropping of conditions.
+        log_every: updates between two rows of the logs.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        image_tokenizer: ImageTokenizer,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        updates: int,
+        tasks: Sequence[str],
+        seed: int,
+        log_every: int = 20,
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.objective = objective
+        self.log_every = log_every
+        self.metrics: dict[str, float] = {}
+        self._frozen = Frozen(image_tokenizer)
+        self._optimizer = optimizer
+        self._updates = updates
+        self._seed = seed
+        self._logged = 0
+        self._fingerprint = weights_fingerprint(image_tokenizer)
+        self._train_means = TaskMeans(tasks, ("loss", "accuracy"))
+        self._validation_means = TaskMeans(tasks, ("loss", "accuracy"))
+
+    @property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """The frozen image tokenizer, in eval mode."""
+        return self._frozen.module
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine (Lightning's hook)."""
+        return configure_optimizers(self.generator, self._optimizer, self._updates)  # type: ignore[return-value]
+
+    def on_fit_start(self) -> None:
+        """Bring the image tokenizer, which Lightning does not see, to the device (Lightning's hook)."""
+        self.image_tokenizer.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """The batch's mean loss (Lightning's hook)."""
+        losses, accuracy = self.example_losses(self.drop(batch, self.trainer.global_step), batch)
+        self._train_means.add(batch.tasks, batch.valid, {"loss": losses, "accuracy": accuracy})
+        return losses.mean()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Write a row of the logs when one is due (Lightning's hook)."""
+        step = self.trainer.global_step
+        if step != self._logged and step % self.log_every == 0:
+            self._logged = step
+            self._write({f"train/{name}": value for name, value in self._train_means.take().items()})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the losses of the batch's valid examples; nothing is dropped from their prompts (Lightning's hook)."""
+        losses, accuracy = self.example_losses(batch.prompts, batch)
+        self._validation_means.add(batch.tasks, batch.valid, {"loss": losses, "accuracy": accuracy})
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the validation's means (Lightning's hook)."""
+        self._write({f"val/{name}": value for name, value in self._validation_means.take().items()})
+
+    def drop(self, batch: Batch, step: int) -> list[Prompt]:
+        """The batch's prompts, some of them without text, images or anything.
+
+        What an example loses depends on the seed, the update's number and the example's key: not on the processes' number.
+        """
+        shares = self.objective.guidance
+        kept = []
+        for key, prompt in zip(batch.keys, batch.prompts, strict=True):
+            rng = random.Random(f"{self._seed}/{step}/{key}")
+            kept.extend(drop_condition([prompt], rng, shares.everything, shares.text, shares.images))
+        return kept
+
+    def example_losses(
+        self, prompts: Sequence[Prompt], batch: Batch
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
+        ids = self.encode(batch.targets).ids
+        logits = self.generator(encode_condition(prompts, self.encode, self.device), ids)
+        smoothing = self.objective.label_smoothing if self.training else 0.0
+        entropy = token_entropy(logits, ids, smoothing)
+        weights = cell_weights(batch.focus, (ids.shape[1], ids.shape[2]), self.objective.focus_weight)
+        right = (logits.argmax(dim=-1) == rearrange(ids, "b gy gx -> b (gy gx)")).float()
+        return (entropy * weights).mean(dim=1), right.mean(dim=1)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b c y x"]) -> Codes:
+        """The codes of pictures, in full precision whatever the generator is trained in."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.image_tokenizer.encode(images.to(self.device, torch.float32))
+
+    @torch.no_grad()
+    def illustrate(self, batch: Batch) -> list[tuple[str, list[Float[Tensor, "c y x"]]]]:
+        """For each example its prompt, and its reference (or black), target, the target's round trip, and the output."""
+        condition = encode_condition(batch.prompts, self.encode, self.device)
+        ids = sample(self.generator, condition, range(len(batch.prompts)), SamplingConfig())
+        outputs = self.image_tokenizer.decode_ids(ids)
+        ceilings = self.image_tokenizer.decode_ids(self.encode(batch.targets).ids)
+        rows = []
+        for prompt, target, ceiling, output in zip(batch.prompts, batch.targets, ceilings, outputs, strict=True):
+            reference = (prompt_images(prompt) or [-torch.ones_like(target)])[0]
+            rows.append((prompt_text(prompt), [reference, target, ceiling, output]))
+        return rows
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which image tokenizer the codes came from (Lightning's hook)."""
+        checkpoint["image_tokenizer_fingerprint"] = self._fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose codes came from another image tokenizer (Lightning's hook)."""
+        found = checkpoint.get("image_tokenizer_fingerprint")
+        if found != self._fingerprint:
+            raise UserError(
+                f"cannot resume: the checkpoint belongs to image tokenizer {found}, and now there is {self._fingerprint}: "
+                f"say resume=false to start over, or put the old image tokenizer back"
+            )
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        self.metrics.update(metrics)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+
+
+def token_entropy(
+    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b gy gx"], label_smoothing: float = 0.0
+) -> Float[Tensor, "b t"]:
+    """Cross entropy of every token, computed in float32."""
+    flat = functional.cross_entropy(
+        rearrange(logits.float(), "b t v -> (b t) v"),
+        rearrange(ids, "b gy gx -> (b gy gx)"),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return rearrange(flat, "(b t) -> b t", b=ids.shape[0])
+
+
+def cell_weights(
+    focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float
+) -> Float[Tensor, "b t"]:
+    """Weight of each cell: 1 + focus_weight * (share of the cell that the object fills), with mean 1 in every example.
+
+    The mean is taken in each example and not over the batch, so that the loss does not depend on how examples are shared
+    out to processes or to accumulated batches.
+    """
+    share = reduce(focus, "b (gy y) (gx x) -> b (gy gx)", "mean", gy=grid[0], gx=grid[1])
+    weights = 1 + focus_weight * share
+    return weights / weights.mean(dim=1, keepdim=True)

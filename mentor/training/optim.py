@@ -1,0 +1,85 @@
+"""The optimizer and its learning rate, counted in optimizer updates whatever the accumulation."""
+
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mentor.config import Config
+
+
+class OptimizerConfig(Config):
+    """AdamW with warm-up and cosine.
+
+    Attributes:
+        lr: learning rate at the end of the warm-up.
+        weight_decay: applied to the matrices of linear and convolution layers, not to embeddings, norms and biases.
+        warmup: share of all updates in which the rate rises to `lr`.
+        min_ratio: the rate of the last update as a share of `lr`.
+        clip: largest norm of the gradient; 0 leaves it as it is.
+    """
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    min_ratio: float = Field(default=0.1, ge=0, le=1)
+    clip: float = Field(default=1.0, ge=0)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters of `module` in two groups: matrices, which decay, and everything else, which does not."""
+    matrices = {
+        id(part.weight)
+        for part in module.modules()
+        if isinstance(part, nn.Linear | nn.modules.conv._ConvNd) and part.weight is not None
+    }
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if id(parameter) in matrices]
+    others = [parameter for parameter in trained if id(parameter) not in matrices]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def rate_factor(update: int, updates: int, warmup: int, min_ratio: float) -> float:
+    """Learning rate of update number `update` (from 0) of `updates`, as a share of its peak.
+
+    It rises in a straight line over the first `warmup` updates and falls along a half cosine to `min_ratio`, which the last
+    update has.
+    """
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    progress = min(1.0, (update - warmup) / max(1, updates - 1 - warmup))
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
+    """AdamW over the trainable parameters of `module`."""
+    groups = parameter_groups(module, config.weight_decay)
+    # The fused kernel wants floating parameters on one kind of device; older accelerators do without it.
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = devices <= {"cpu"} or devices <= {"cuda"}
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def build_schedule(optimizer: Optimizer, config: OptimizerConfig, updates: int) -> LambdaLR:
+    """The learning rate over a training of `updates` optimizer updates; to be stepped once an update."""
+    warmup = round(config.warmup * updates)
+    return LambdaLR(optimizer, lambda update: rate_factor(update, updates, warmup, config.min_ratio))
+
+
+def configure_optimizers(module: nn.Module, config: OptimizerConfig, updates: int) -> dict[str, Any]:
+    """What a Lightning module's hook of this name returns: optimizer and schedule, stepped with every update."""
+    optimizer = build_optimizer(module, config)
+    schedule = build_schedule(optimizer, config, updates)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
+
+
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """Euclidean norm over the gradients of all parameters of `module`."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,254 @@
+"""Every mistake at the command line ends in one clear line on stderr, exit code 2, and leaves nothing half-written."""
+
+import json
+import runpy
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mentor.conditioning import NativeConfig, TextTokenizer
+from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
+from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
+from mentor.tokenizers import ImageTokenizerConfig, VQConfig, build_image_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+# Enough training to have a run folder, as little as there can be.
+SHORT = ("experiment=test", "trainer.max_steps=2", "ema=null", "trainer.validate_every=0", "data.workers=0")
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the releases `tokenizer` and `model`, both untrained and very small."""
+    folder = tmp_path_factory.mktemp("releases")
+    torch.manual_seed(0)
+    shape = ImageTokenizerConfig(
+        channels=16,
+        multipliers=(1, 2),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        stem=4,
+        attention=False,
+        middle=False,
+        latent_width=32,
+        groups=4,
+        quantizer=VQConfig(codes=32),
+    )
+    tokenizer = build_image_tokenizer(shape)
+    save_image_tokenizer(folder / "tokenizer", tokenizer, 64, Card("test"))
+    config = GeneratorConfig(
+        conditioner=NativeConfig(max_prefix=256),
+        backbone=BackboneConfig(layers=1, width=32, heads=2, rope_base=100),
+        head=ARHeadConfig(),
+    )
+    text = TextTokenizer.train(["a large red circle at the left on stripes"], 300)
+    generator = Generator(config, text, code_spec(tokenizer, 64), tokenizer.codebook)
+    save_generator(folder / "model", generator, tokenizer, 64, Card("test"))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, shapes: Path, releases: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: sound shards, releases and a picture, and a file where some would want a folder."""
+    shutil.copytree(shapes, tmp_path / "data" / "shapes")
+    shutil.copytree(releases, tmp_path / "releases")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of `python ARGUMENTS`, run in this process to save the time of the imports."""
+    monkeypatch.setattr(sys, "argv", list(arguments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about modules that were imported before
+        try:
+            if arguments[0] == "-m":
+                monkeypatch.setattr(sys, "argv", list(arguments[1:]))
+                runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+            else:
+                monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
+                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def check_refusal(code: int, stderr: str, said: Sequence[str]) -> None:
+    """One line that says all of `said`, and code 2."""
+    assert code == 2, stderr
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in stderr
+    for word in said:
+        assert word in lines[0]
+
+
+def nothing(place: Path) -> None:
+    """No further damage to the working folder."""
+
+
+def no_manifest(place: Path) -> None:
+    shutil.rmtree(place / "data" / "shapes")
+    (place / "data" / "shapes").mkdir()
+
+
+def empty_shards(place: Path) -> None:
+    path = place / "data" / "shapes" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"files": [], "samples": {"train": 0, "heldout": 0}}))
+
+
+def lost_shard(place: Path) -> None:
+    (place / "data" / "shapes" / "train" / "000000.tar").unlink()
+
+
+def corrupt_images(place: Path) -> None:
+    """Spoil the pixels of every picture in every shard; sizes stay."""
+    for path in (place / "data" / "shapes").rglob("*.tar"):
+        content = bytearray(path.read_bytes())
+        start = content.find(b"IDAT")
+        while start >= 0:
+            content[start + 4 : start + 24] = bytes(20)
+            start = content.find(b"IDAT", start + 4)
+        path.write_bytes(content)
+
+
+def corrupt_picture(place: Path) -> None:
+    whole = (place / "red.png").read_bytes()
+    (place / "red.png").write_bytes(whole[: len(whole) // 2])
+
+
+def recipe_without_records(place: Path) -> None:
+    text = (ROOT / "data_recipes" / "shapes.yaml").read_text()
+    lines = ["  train: 0" if line.startswith("  train:") else line for line in text.splitlines()]
+    lines = ["  heldout: 0" if line.startswith("  heldout: 2") else line for line in lines]
+    (place / "none.yaml").write_text("\n".join(lines))
+
+
+def damaged_weights(place: Path) -> None:
+    weights = place / "releases" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+SHARDS = ("tools/make_shards.py",)
+TRAIN = ("-m", "mentor.train")
+TOKENIZER = (*TRAIN, "stage=tokenizer", *SHORT)
+STAGE1 = (*TRAIN, "stage=1", *SHORT, "image_tokenizer_from=releases/tokenizer")
+DRAW = ("-m", "mentor.generate", "--model", "releases/model", "--output", "out")
+EVALUATE = ("-m", "mentor.evaluate")
+SOUND = ("model=releases/model", "data=data/shapes", "output=out")
+
+# What goes wrong, the damage done before, the command, and what its one line must name.
+MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
+    "unknown stage": (nothing, (*TRAIN, "stage=3", *SHORT), ("stage=3", "tokenizer", "1, 2")),
+    "no stage": (nothing, TRAIN, ("stage", "tokenizer")),
+    "unknown experiment": (nothing, (*TRAIN, "stage=1", "experiment=dmeo"), ("dmeo", "demo")),
+    "typo in a training key": (nothing, (*TOKENIZER, "optimizer.lrr=1"), ("optimizer.lrr", "optimizer.lr")),
+    "typo in a training group": (nothing, (*TOKENIZER, "image_tokenizer=vqq"), ("vqq", "fsq")),
+    "wrong type of a training value": (nothing, (*TOKENIZER, "trainer.max_steps=many"), ("trainer.max_steps", "many")),
+    "override without a value": (nothing, (*TRAIN, "stage=1", "seed"), ("seed", "key=value")),
+    "unknown task in the mixture": (nothing, (*TOKENIZER, "+data.mixture.paint=1"), ("paint", "segment")),
+    "typo in an evaluation key": (nothing, (*EVALUATE, *SOUND, "modle=x"), ("modle", "model")),
+    "typo in a recipe key": (nothing, (*SHARDS, "shapes", "scenes.trian=1"), ("scenes.trian", "scenes.train")),
+    "typo in an option of generate": (nothing, (*DRAW, "a circle", "--guidence", "2"), ("--guidence",)),
+    "wrong type of an option of generate": (nothing, (*DRAW, "a circle", "--num-images", "x"), ("--num-images", "x")),
+    "missing shards in training": (nothing, (*TOKENIZER, "data.root=data/none"), ("data/none", "make_shards.py")),
+    "missing shards in evaluation": (nothing, (*EVALUATE, *SOUND, "data=data/none"), ("data/none", "make_shards.py")),
+    "folder without manifest": (no_manifest, TOKENIZER, ("data/shapes", "make_shards.py")),
+    "empty shards in training": (empty_shards, TOKENIZER, ("data/shapes", "make_shards.py")),
+    "empty shards in evaluation": (empty_shards, (*EVALUATE, *SOUND), ("data/shapes", "make_shards.py")),
+    "lost shard": (lost_shard, TOKENIZER, ("000000.tar", "make_shards.py")),
+    "no recipe": (nothing, SHARDS, ("RECIPE",)),
+    "unknown recipe": (nothing, (*SHARDS, "shaeps"), ("shaeps", "shapes")),
+    "recipe file that is missing": (nothing, (*SHARDS, "other/mine.yaml"), ("other/mine.yaml",)),
+    "recipe without records": (recipe_without_records, (*SHARDS, "./none.yaml", "output=out"), ("record",)),
+    "limit of no records": (nothing, (*SHARDS, "shapes", "limit=0", "output=out"), ("limit",)),
+    "corrupt image in a shard, training": (corrupt_images, TOKENIZER, (".tar", "damaged")),
+    "corrupt image in a shard, evaluation": (corrupt_images, (*EVALUATE, *SOUND), (".tar", "damaged")),
+    "corrupt reference image": (corrupt_picture, (*DRAW, "<image>", "--image", "red.png"), ("red.png",)),
+    "missing reference image": (nothing, (*DRAW, "<image>", "--image", "blue.png"), ("blue.png",)),
+    "more marks than images": (nothing, (*DRAW, "<image> on <image>", "--image", "red.png"), ("2", "1", "<image>")),
+    "fewer marks than images": (nothing, (*DRAW, "a circle", "--image", "red.png"), ("0", "1", "<image>")),
+    "no prompt": (nothing, DRAW, ("prompt",)),
+    "prompt that does not fit": (nothing, (*DRAW, "word " * 2000), ("2",)),
+    "guidance out of range": (nothing, (*DRAW, "a circle", "--guidance", "-1"), ("guidance",)),
+    "output of shards under a file": (nothing, (*SHARDS, "shapes", "limit=20", "output=file/x"), ("file/x",)),
+    "output of training under a file": (nothing, (*TOKENIZER, "run.dir=file/x"), ("file/x",)),
+    "output of generate under a file": (nothing, (*DRAW[:-1], "file/x", "a circle"), ("file/x",)),
+    "output of evaluate under a file": (nothing, (*EVALUATE, *SOUND[:-1], "output=file/x"), ("file/x",)),
+    "shards over something else": (nothing, (*SHARDS, "shapes", "limit=20", "output=releases"), ("releases",)),
+    "shards over those of other settings": (nothing, (*SHARDS, "shapes", "limit=20"), ("data/shapes",)),
+    "generate from no release": (nothing, (*DRAW, "a circle", "--model", "data"), ("data", "release")),
+    "generate from a missing folder": (nothing, (*DRAW, "a circle", "--model", "none"), ("none", "release")),
+    "generate from an image tokenizer": (nothing, (*DRAW, "a", "--model", "releases/tokenizer"), ("tokenizer",)),
+    "generate from damaged weights": (damaged_weights, (*DRAW, "a circle"), ("model.safetensors",)),
+    "generate from a picture without record": (
+        nothing,
+        ("-m", "mentor.generate", "--from-png", "red.png"),
+        ("red.png",),
+    ),
+    "evaluate no release": (nothing, (*EVALUATE, *SOUND, "model=data"), ("data", "release")),
+    "evaluate without a model": (nothing, (*EVALUATE, *SOUND[1:]), ("model",)),
+    "stage 1 without image tokenizer": (nothing, (*TRAIN, "stage=1", *SHORT), ("runs/test/tokenizer/release",)),
+    "stage 1 from a folder that is no release": (nothing, (*STAGE1, "image_tokenizer_from=data"), ("data", "release")),
+    "stage 2 without stage 1": (nothing, (*TRAIN, "stage=2", *SHORT), ("runs/test/1/release",)),
+    "stage 2 from an image tokenizer": (
+        nothing,
+        (*TRAIN, "stage=2", *SHORT, "init_from=releases/tokenizer"),
+        ("tokenizer",),
+    ),
+    "frozen pattern without match": (nothing, (*STAGE1, "freeze=[nothing.*]"), ("nothing.*",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    damage, arguments, said = MISTAKES[mistake]
+    damage(place)
+    before = set(place.rglob("*"))
+    code = run_here(arguments, monkeypatch)
+    check_refusal(code, capfd.readouterr().err, said)
+    assert {path for path in place.rglob("*") if path.is_file()} <= before, "files were left behind"
+
+
+@pytest.mark.parametrize(
+    "mistake", ["unknown stage", "unknown recipe", "more marks than images", "evaluate no release"]
+)
+def test_mistake_in_a_process_of_its_own(mistake: str, place: Path, command: Callable) -> None:
+    _, arguments, said = MISTAKES[mistake]
+    ended = command(*arguments, cwd=place)
+    check_refusal(ended.returncode, ended.stderr, said)
+    assert ended.stdout == ""
+
+
+def test_run_folder_of_another_experiment(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here((*TOKENIZER, "run.dir=runs/mine"), monkeypatch) == 0
+    capfd.readouterr()
+    kept = {path: path.read_bytes() for path in (place / "runs").rglob("*") if path.is_file()}
+    code = run_here((*TOKENIZER, "run.dir=runs/mine", "seed=5"), monkeypatch)
+    check_refusal(code, capfd.readouterr().err, ("runs/mine", "seed"))
+    assert {path: path.read_bytes() for path in (place / "runs").rglob("*") if path.is_file()} == kept
+
+
+def test_a_folder_that_may_not_be_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    locked = place / "locked"
+    locked.mkdir(mode=0o500)
+    try:
+        (locked / "probe").touch()
+    except OSError:
+        code = run_here((*DRAW[:-1], "locked/x", "a circle"), monkeypatch)
+        check_refusal(code, capfd.readouterr().err, ("locked/x",))
+    else:
+        pytest.skip("this user may write everywhere")

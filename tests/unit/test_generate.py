@@ -1,0 +1,153 @@
+"""The Python API and the command line of generation, on a small random model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mentor.conditioning import NativeConfig, TextTokenizer
+from mentor.errors import UserError
+from mentor.generate import Model, generate, load, main, open_image, read_metadata, regenerate, save_picture, to_reference
+from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
+from mentor.models.checkpoint import Card, code_spec, save_generator
+from mentor.tokenizers import ImageTokenizerConfig, build_image_tokenizer
+
+PROMPT = "The mug in <image>.\n a red mug"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = build_image_tokenizer(
+        ImageTokenizerConfig(
+            channels=8, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1, stem=2, attention=False, middle=False,
+            latent_width=8, groups=4, quantizer={"kind": "vq", "codes": 16, "width": 4},
+        )  # fmt: skip
+    )
+    config = GeneratorConfig(
+        conditioner=NativeConfig(max_prefix=64), backbone=BackboneConfig(layers=1, width=16, heads=2), head=ARHeadConfig()
+    )
+    spec = code_spec(tokenizer, 16)
+    generator = Generator(config, TextTokenizer.train(["a red mug"] * 3, 300), spec, tokenizer.codebook)
+    path = tmp_path_factory.mktemp("model") / "release"
+    save_generator(path, generator, tokenizer, 16, Card("test"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load(folder)
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    path = tmp_path / "mug.png"
+    Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
+    return path
+
+
+def test_pictures_come_in_number_and_size(model: Model, reference: Path) -> None:
+    pictures = generate(model, PROMPT, [reference], num_images=3, seed=5)
+    assert [(p.size, p.mode) for p in pictures] == [((16, 16), "RGB")] * 3
+    assert len({p.tobytes() for p in pictures}) == 3, "seeds differ"
+
+
+def test_a_picture_depends_on_its_own_seed_alone(model: Model, reference: Path) -> None:
+    three = generate(model, PROMPT, [reference], num_images=3, seed=5)
+    assert generate(model, PROMPT, [reference], seed=7)[0].tobytes() == three[2].tobytes()
+
+
+def test_files_and_open_pictures_are_the_same_to_it(model: Model, reference: Path) -> None:
+    assert generate(model, PROMPT, [Image.open(reference)])[0].tobytes() == generate(model, PROMPT, [reference])[0].tobytes()
+
+
+def test_reference_is_cropped_not_squashed_and_put_on_white() -> None:
+    picture = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (10, 0, 20, 10))  # the middle third
+    assert to_reference(picture, 8)[:, 4, 4].tolist() == pytest.approx([1, -1, -1], abs=0.02)
+    assert to_reference(picture, 8)[0].min() > 0.9
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert torch.equal(to_reference(clear, 8), torch.ones(3, 8, 8))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (10, 20)
+
+
+def test_command_line_writes_pictures_and_a_grid(folder: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    settings = ["--num-images", "3", "--guidance", "1.5", "--temperature", "0.9", "--top-k", "8", "--top-p", "0.9"]
+    main([PROMPT, "--model", str(folder), "--image", str(reference), "--output", str(out), "--seed", "2", "--grid", *settings])
+    assert sorted(path.name for path in out.iterdir()) == ["000002.png", "000003.png", "000004.png", "grid.png"]
+    assert Image.open(out / "grid.png").size == (16 * 2 + 2, 16 * 2 + 2)
+
+
+def test_metadata_makes_the_picture_again_without_its_reference_file(
+    folder: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "first"
+    options = ["--guidance", "1.5", "--temperature", "0.8", "--seed", "9"]
+    main([PROMPT, "--model", str(folder), "--image", str(reference), "--output", str(out), *options])
+    reference.unlink()
+    settings = read_metadata(out / "000009.png")
+    assert settings["prompt"] == PROMPT and settings["seed"] == 9 and settings["sampling"]["temperature"] == 0.8
+    main(["--from-png", str(out / "000009.png"), "--output", str(tmp_path / "second")])
+    pixels = [Image.open(tmp_path / name / "000009.png").tobytes() for name in ("first", "second")]
+    assert pixels[0] == pixels[1]
+
+
+def test_another_model_is_refused_for_from_png(model: Model, folder: Path, tmp_path: Path) -> None:
+    picture = generate(model, "a red mug")[0]
+    picture.info["mentor"] = picture.info["mentor"].replace(model.release.fingerprint, "0123456789abcdef")
+    save_picture(picture, tmp_path / "x.png")
+    with pytest.raises(UserError, match="made by model 0123456789abcdef"):
+        regenerate(tmp_path / "x.png", model)
+
+
+def test_a_png_without_metadata_is_refused(reference: Path) -> None:
+    with pytest.raises(UserError, match="no record of how it was made"):
+        read_metadata(reference)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"prompt": "two <image> <image>"}, "2 <image> mark"),
+        ({"prompt": "none"}, "0 <image> mark"),
+        ({"num_images": 0}, "num_images 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"prompt": "<image> " + "many words " * 40}, "prefix tokens"),
+    ],
+)
+def test_mistakes_get_one_clear_line(model: Model, reference: Path, arguments: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        generate(model, **({"prompt": PROMPT, "images": [reference]} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_and_missing_images_are_named(model: Model, tmp_path: Path, reference: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(reference.read_bytes()[:60])
+    for path in (broken, tmp_path / "missing.png"):
+        with pytest.raises(UserError, match=path.name):
+            generate(model, PROMPT, [path])
+
+
+def test_unwritable_output_is_refused_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        main(["a mug", "--model", str(folder), "--output", str(tmp_path / "file" / "out")])
+
+
+def test_progress_counts_every_token(model: Model) -> None:
+    calls: list[tuple[int, int]] = []
+    generate(model, "a mug", num_images=2, on_step=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (32, 32) and len(calls) == 16
