@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, overload
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -73,7 +73,11 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def validate(cls: type[AnyConfig], data: Mapping[str, Any]) -> AnyConfig:
+@overload
+def validate(cls: type[AnyConfig], data: Mapping[str, Any]) -> AnyConfig: ...
+@overload
+def validate(cls: Any, data: Mapping[str, Any]) -> Any: ...
+def validate(cls: Any, data: Mapping[str, Any]) -> Any:
     """`data` as an instance of `cls`, which may also be a tagged union of configuration classes.
 
     Raises:
@@ -100,7 +104,9 @@ def compose_command(name: str, arguments: Sequence[str], usage: str) -> dict[str
         sys.exit(0)
     unknown = [flag for flag in flags if flag != "--cfg"]
     if unknown:
-        raise UserError(f"unknown option {unknown[0]}: known are --help and --cfg; settings are key=value without dashes")
+        raise UserError(
+            f"unknown option {unknown[0]}: known are --help and --cfg; settings are key=value without dashes"
+        )
     composed = compose(name, [argument for argument in arguments if argument not in flags])
     if flags:
         print(to_yaml(composed), end="")
@@ -171,9 +177,9 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
 def _prepare(name: str, overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra wants them.
 
-    A choice of digits alone is quoted, since Hydra takes it for a number. Settings may be ones that only the configuration
-    classes know, since defaults stand in one place: they are added, and the classes refuse what they do not know. And an
-    experiment brings along the file that it has for the chosen stage.
+    A choice of digits alone is quoted, since Hydra takes it for a number. Settings may be ones that only the
+    configuration classes know, since a default stands in one place: they are added, and the classes refuse what they do
+    not know. And an experiment brings along the file that it has for the chosen stage.
     """
     groups = config_groups()
     chosen = _default_choices(name)
@@ -252,8 +258,10 @@ def _explain(item: Any, data: Mapping[str, Any], cls: Any) -> str:
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if isinstance(item["input"], Mapping | BaseModel):
         return f"{path}: {message}"
-    return f"{path}: {item['input']!r} is wrong, it {message}" if message.startswith("should") else (
-        f"{path}: {item['input']!r}: {message}"
+    return (
+        f"{path}: {item['input']!r} is wrong, it {message}"
+        if message.startswith("should")
+        else (f"{path}: {item['input']!r}: {message}")
     )
 
 

@@ -1,5 +1,6 @@
 """Train a stage: python -m mentor.train stage=S [experiment=E key=value ...]."""
 
+import os
 import sys
 
 from mentor.config import compose_command, validate
@@ -15,6 +16,8 @@ puts the earlier run aside. --cfg prints the settings and ends."""
 def main() -> None:
     """Compose the settings from the command line and run."""
     settings = compose_command("train", sys.argv[1:], USAGE)
+    # Torch's C++ part says on every start that batches with references leave no parameter unused, which is known.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported late, so that help and mistakes in settings do not wait for torch.
     from mentor.training.config import TrainConfig
     from mentor.training.run import train

@@ -45,7 +45,7 @@ class PackedBatch:
 
     batch: Batch
     layout: Sequence[Sequence[str | tuple[int, int, str]]]
-    references: Sequence[Float[Tensor, "r c y x"]]
+    references: Sequence[Float[Tensor, "_r c _y _x"]]
 
     def pin_memory(self) -> "PackedBatch":
         """The same in page-locked memory (torch's DataLoader calls this by name)."""

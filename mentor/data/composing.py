@@ -206,7 +206,7 @@ class Composer:
     def _background(
         self, rng: random.Random, split: str, cutouts: Sequence[Cutout], seen: Background | None = None
     ) -> tuple[Background, Photo | None]:
-        """A background other than `seen`; a plain one is not of a colour in which a cut-out would vanish."""
+        """A background other than `seen`, not of a colour in which a cut-out would vanish."""
         weights = self._scene_config.backgrounds
         kinds = sorted(weights)
         (kind,) = rng.choices(kinds, [weights[kind] for kind in kinds])
@@ -214,7 +214,9 @@ class Composer:
             fitting = [photo for photo in self._backdrops[split] if seen is None or photo.background != seen.colour]
             photo = rng.choice(fitting or self._backdrops[split])
             return Background("photo", photo.background), photo
-        fitting = [background for background in all_backgrounds() if background.kind == kind and background != seen]
+        named = {cutout.attributes.get("colour") for cutout in cutouts}
+        choices = [background for background in all_backgrounds() if background.kind == kind and background != seen]
+        fitting = [background for background in choices if background.colour not in named]
         if kind in ("plain", "gradient"):
             means = [self._mean_colour(cutout.id) for cutout in cutouts]
             fitting = [

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mentor.types import Example
 REDRAWS = 16
 
 
+@runtime_checkable
 class Shards(Protocol):
     """What is needed of an opened split (`shards.ShardSet`)."""
 

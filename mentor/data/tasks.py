@@ -85,7 +85,10 @@ def text_to_image(record: Record, context: TaskContext, rng: random.Random) -> E
 
 
 def recover(record: Record, context: TaskContext, rng: random.Random) -> Example:
-    """An object is cut out, distorted and pasted on another picture; the original picture is asked for."""
+    """An object is cut out, distorted and pasted on another picture; the original picture is asked for.
+
+    The fact `reference_mask` is True wherever the pasted object shows at all: elsewhere the other picture is untouched.
+    """
     caption = rng.choice(record.captions)
     chosen = rng.choice(record.objects)
     size = context.image_size
@@ -94,7 +97,7 @@ def recover(record: Record, context: TaskContext, rng: random.Random) -> Example
     box = transforms.box_of(mask)
     assert box is not None
     matrix = transforms.recovery_distortion(box, size, rng, context.recover_min_scale, context.recover_distort)
-    moved, moved_mask = transforms.warp_cutout(picture, mask, matrix, size)
+    moved, coverage = transforms.warp_cutout(picture, mask, matrix, size)
     elsewhere = transforms.fit_pixels(context.other_image(rng), size)
     return _example(
         "recover",
@@ -104,8 +107,8 @@ def recover(record: Record, context: TaskContext, rng: random.Random) -> Example
         prompt=f"The {chosen.name} in <image>.\n {caption}",
         caption=caption,
         target=picture,
-        reference=transforms.paste(elsewhere, moved, moved_mask),
-        reference_mask=moved_mask,
+        reference=transforms.paste(elsewhere, moved, coverage),
+        reference_mask=coverage > 0,
     )
 
 

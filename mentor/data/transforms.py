@@ -18,6 +18,11 @@ from torch import Tensor
 
 Pixels = UInt8[np.ndarray, "y x 3"]
 Mask = Bool[np.ndarray, "y x"]
+Coverage = Float[np.ndarray, "y x"]
+# What a function makes at a size of its own has letters of its own.
+Canvas = UInt8[np.ndarray, "side side 3"]
+CanvasMask = Bool[np.ndarray, "side side"]
+CanvasCoverage = Float[np.ndarray, "side side"]
 Homography = Float64[np.ndarray, "3 3"]
 Box = tuple[float, float, float, float]
 
@@ -42,7 +47,7 @@ def centre_square(array: Shaped[np.ndarray, "y x *rest"]) -> Shaped[np.ndarray, 
     return array[top : top + side, left : left + side]
 
 
-def fit_pixels(pixels: Pixels, size: int) -> Pixels:
+def fit_pixels(pixels: Pixels, size: int) -> Canvas:
     """The picture's centred square at `size` x `size`, antialiased; untouched where it has that size already."""
     square = centre_square(pixels)
     if square.shape[0] == size:
@@ -50,7 +55,7 @@ def fit_pixels(pixels: Pixels, size: int) -> Pixels:
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def fit_coverage(mask: Mask, size: int) -> Float[np.ndarray, "size size"]:
+def fit_coverage(mask: Mask, size: int) -> CanvasCoverage:
     """The mask's centred square at `size` x `size`: the share of each output pixel's area that the mask covers."""
     square = centre_square(mask)
     if square.shape[0] == size:
@@ -59,7 +64,7 @@ def fit_coverage(mask: Mask, size: int) -> Float[np.ndarray, "size size"]:
     return np.clip(np.asarray(area), 0.0, 1.0)
 
 
-def fit_mask(mask: Mask, size: int) -> Mask:
+def fit_mask(mask: Mask, size: int) -> CanvasMask:
     """The mask's centred square at `size` x `size`: True where at least half of a pixel's area is covered."""
     return fit_coverage(mask, size) >= 0.5
 
@@ -130,16 +135,16 @@ def bounds(matrix: Homography, box: Box) -> Box:
     return *map(float, moved.min(axis=0)), *map(float, moved.max(axis=0))  # type: ignore[return-value]
 
 
-def warp_cutout(pixels: Pixels, mask: Mask, matrix: Homography, size: int) -> tuple[Pixels, Mask]:
-    """The masked object under a homography, and its mask, on a canvas of `size` x `size`.
+def warp_cutout(pixels: Pixels, mask: Mask, matrix: Homography, size: int) -> tuple[Canvas, CanvasCoverage]:
+    """The masked object under a homography on a canvas of `size` x `size`, and how much of each pixel it covers (0..1).
 
     Colour is averaged over object pixels alone (premultiplied), so nothing of the old background comes along. Where the
     object shrinks to 1/k or less, blocks of k x k source pixels are averaged first, again colour and mask together.
-    Colours outside the returned mask mean nothing.
+    Colours where the coverage is 0 mean nothing.
     """
     box = box_of(mask)
     if box is None:
-        return np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool)
+        return np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.float32)
     left, top, right, bottom = box
     cutout = np.dstack([pixels[top:bottom, left:right], mask[top:bottom, left:right].astype(np.uint8) * 255])
     from_cutout = matrix @ translate(left, top)
@@ -156,12 +161,13 @@ def warp_cutout(pixels: Pixels, mask: Mask, matrix: Homography, size: int) -> tu
         (size, size), Image.Transform.PERSPECTIVE, inverse.ravel()[:8].tolist(), resample=Image.Resampling.BICUBIC
     )
     rgba = np.asarray(warped.convert("RGBA"))
-    return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3] >= 128
+    return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3].astype(np.float32) / 255
 
 
-def paste(background: Pixels, pixels: Pixels, mask: Mask) -> Pixels:
-    """`pixels` where the mask is True, the background everywhere else, to the bit."""
-    return np.where(mask[..., None], pixels, background)
+def paste(background: Pixels, pixels: Pixels, mask: Mask | Coverage) -> Pixels:
+    """`pixels` over the background by mask or coverage; where that is 0 or 1, one of the two to the bit."""
+    share = mask.astype(np.float32)[..., None]
+    return np.rint(background * (1 - share) + pixels * share).astype(np.uint8)
 
 
 def recovery_distortion(

@@ -10,29 +10,26 @@ from mentor.sampling import SamplingConfig
 class Counts(Config):
     """Held-out examples of each task; 0 leaves the task out. `tokenizer` counts pictures."""
 
-    tokenizer: int = Field(default=1000, ge=0)
-    reconstruct: int = Field(default=96, ge=0)
-    segment: int = Field(default=96, ge=0)
-    text_to_image: int = Field(default=128, ge=0)
-    recover: int = Field(default=96, ge=0)
-    subject: int = Field(default=128, ge=0)
+    tokenizer: int = Field(ge=0)
+    reconstruct: int = Field(ge=0)
+    segment: int = Field(ge=0)
+    text_to_image: int = Field(ge=0)
+    recover: int = Field(ge=0)
+    subject: int = Field(ge=0)
 
 
 class TaskSampling(Config):
-    """How the pictures of each task are drawn.
+    """How the pictures of each task are drawn."""
 
-    A task with one right answer is answered greedily; guidance is for those where the prompt leaves a choice.
-    """
-
-    reconstruct: SamplingConfig = SamplingConfig(guidance=1.0, temperature=0.0)
-    segment: SamplingConfig = SamplingConfig(guidance=1.0, temperature=0.0)
-    text_to_image: SamplingConfig = SamplingConfig(guidance=2.0, temperature=0.7)
-    recover: SamplingConfig = SamplingConfig(guidance=1.0, temperature=0.0)
-    subject: SamplingConfig = SamplingConfig(guidance=2.0, temperature=0.7)
+    reconstruct: SamplingConfig
+    segment: SamplingConfig
+    text_to_image: SamplingConfig
+    recover: SamplingConfig
+    subject: SamplingConfig
 
 
 class EvaluationConfig(Config):
-    """Settings of `mentor.evaluate`.
+    """Settings of `mentor.evaluate`; their defaults stand in configs/evaluate.yaml.
 
     Attributes:
         model: release folder of a generator, or of an image tokenizer alone.
@@ -53,19 +50,19 @@ class EvaluationConfig(Config):
     model: str
     data: str
     output: str
-    runs: list[str] | None = None
-    seed: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=32, gt=0)
-    candidates: int = Field(default=16, ge=2)
-    image_only: float = Field(default=0.1, ge=0, le=1)
-    recover_min_scale: float = Field(default=0.2, gt=0, le=1)
-    recover_distort: float = Field(default=0.5, ge=0, le=1)
-    recover_distractors: bool = True
-    counts: Counts = Counts()
-    sampling: TaskSampling = TaskSampling()
-    shown: int = Field(default=12, ge=0)
-    extremes: int = Field(default=4, ge=0)
-    device: str = "cpu"
+    runs: list[str] | None
+    seed: int = Field(ge=0)
+    batch_size: int = Field(gt=0)
+    candidates: int = Field(ge=2)
+    image_only: float = Field(ge=0, le=1)
+    recover_min_scale: float = Field(gt=0, le=1)
+    recover_distort: float = Field(ge=0, le=1)
+    recover_distractors: bool
+    counts: Counts
+    sampling: TaskSampling
+    shown: int = Field(ge=0)
+    extremes: int = Field(ge=0)
+    device: str
 
     @property
     def tasks(self) -> list[str]:

@@ -4,6 +4,7 @@ Names of parts follow the published weights of that tokenizer, so that they load
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -79,7 +80,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; `forward` applies each residual block and the attention that follows it, if any."""
+    """The residual blocks of one resolution, each followed by attention if there is any, then a change of resolution."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool, groups: int) -> None:
         super().__init__()
@@ -105,42 +106,55 @@ def middle(channels: int, attention: bool, groups: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(channels, channels, groups), between, ResidualBlock(channels, channels, groups)])
 
 
-class ConvEncoder(nn.Module):
-    """Pixels to a coarse feature map, each level half as large as the one before.
+@dataclass(frozen=True)
+class ConvShape:
+    """What encoder and decoder have in common.
 
-    Args:
-        widths: channels of each level, finest first.
+    Attributes:
+        widths: channels of each level, finest first; each level halves the resolution of the one before.
         blocks: residual blocks a level.
-        latent_width: channels of the result.
-        stem: side of the pixel square that enters as one place.
+        latent_width: channels of the coarse map that the encoder gives and the decoder takes.
+        stem: side of the pixel square that is one place of the finest level.
+        patches: change the resolution by 2x2 patches that do not overlap, and the width with it: a fraction of the cost of
+            3x3 convolutions at the finer resolution.
         attention: attention at the coarsest level and in the middle.
-        middle_blocks: whether there is a middle part.
+        middle: whether there are two more residual blocks at the coarsest resolution.
         groups: groups of the normalisations.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        blocks: int,
-        latent_width: int,
-        stem: int,
-        attention: bool,
-        middle_blocks: bool,
-        groups: int,
-    ) -> None:
+    widths: Sequence[int]
+    blocks: int
+    latent_width: int
+    stem: int
+    patches: bool
+    attention: bool
+    middle: bool
+    groups: int
+
+
+class ConvEncoder(nn.Module):
+    """Pixels to a coarse feature map."""
+
+    def __init__(self, shape: ConvShape) -> None:
         super().__init__()
-        self.stem = stem
-        self.conv_in = nn.Conv2d(3 * stem * stem, widths[0], 3, padding=1)
+        widths, groups = shape.widths, shape.groups
+        self.stem = shape.stem
+        self.conv_in = nn.Conv2d(3 * shape.stem**2, widths[0], 3, padding=1)
         self.conv_blocks = nn.ModuleList()
+        before = widths[0]
         for index, width in enumerate(widths):
             last = index == len(widths) - 1
-            level = Level(widths[max(index - 1, 0)], width, blocks, attention and last, groups)
-            if not last:
+            level = Level(before, width, shape.blocks, shape.attention and last, groups)
+            before = width
+            if not last and shape.patches:
+                level.downsample = nn.Conv2d(width, widths[index + 1], 2, stride=2)
+                before = widths[index + 1]
+            elif not last:
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
-        self.mid = middle(widths[-1], attention, groups) if middle_blocks else nn.ModuleList()
+        self.mid = middle(widths[-1], shape.attention, groups) if shape.middle else nn.ModuleList()
         self.norm_out = group_norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], latent_width, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], shape.latent_width, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d gy gx"]:
         """The feature map."""
@@ -151,31 +165,28 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The way back from a coarse map to pixels; arguments as for `ConvEncoder`, `widths` finest first here too."""
+    """The way back from a coarse map to pixels."""
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        blocks: int,
-        latent_width: int,
-        stem: int,
-        attention: bool,
-        middle_blocks: bool,
-        groups: int,
-    ) -> None:
+    def __init__(self, shape: ConvShape) -> None:
         super().__init__()
-        self.stem = stem
-        coarse_first = list(reversed(widths))
-        self.conv_in = nn.Conv2d(latent_width, coarse_first[0], 3, padding=1)
-        self.mid = middle(coarse_first[0], attention, groups) if middle_blocks else nn.ModuleList()
+        widths, groups = list(reversed(shape.widths)), shape.groups
+        self.stem = shape.stem
+        self.conv_in = nn.Conv2d(shape.latent_width, widths[0], 3, padding=1)
+        self.mid = middle(widths[0], shape.attention, groups) if shape.middle else nn.ModuleList()
         self.conv_blocks = nn.ModuleList()
-        for index, width in enumerate(coarse_first):
-            level = Level(coarse_first[max(index - 1, 0)], width, blocks, attention and index == 0, groups)
-            if index < len(widths) - 1:
+        before = widths[0]
+        for index, width in enumerate(widths):
+            last = index == len(widths) - 1
+            level = Level(before, width, shape.blocks, shape.attention and index == 0, groups)
+            before = width
+            if not last and shape.patches:
+                level.upsample = nn.ConvTranspose2d(width, widths[index + 1], 2, stride=2)
+                before = widths[index + 1]
+            elif not last:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
-        self.norm_out = group_norm(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], 3 * stem * stem, 3, padding=1)
+        self.norm_out = group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], 3 * shape.stem**2, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b d gy gx"]) -> Float[Tensor, "b 3 y x"]:
         """Pixels, not clamped."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mentor.config import Config
 from mentor.errors import UserError
-from mentor.nn.convolution import ConvDecoder, ConvEncoder
+from mentor.nn.convolution import ConvDecoder, ConvEncoder, ConvShape
 from mentor.tokenizers.quantizers import QuantizerConfig, build_quantizer
 from mentor.tokenizers.vq import VQConfig
 from mentor.types import Codes
@@ -18,7 +18,7 @@ from mentor.types import Codes
 class ImageTokenizerConfig(Config):
     """Shape of the encoder, the decoder and the codebook.
 
-    With stem 1, attention and middle this is the layout of LlamaGen's tokenizers (VQ-16: multipliers 1, 1, 2, 2, 4); a
+    With stem 1, attention, middle and no patches this is the layout of LlamaGen's tokenizers (VQ-16: multipliers 1, 1, 2, 2, 4); a
     stem above 1 saves the costly finest levels, which small pictures on a CPU need.
 
     Attributes:
@@ -31,6 +31,7 @@ class ImageTokenizerConfig(Config):
         decoder_blocks: residual blocks a level in the decoder.
         decoder_stem: side of the pixel square that one place of the decoder's finest level draws; 0 takes the encoder's.
         stem: side of the pixel square that enters the encoder as one place.
+        patches: change the resolution by 2x2 patches that do not overlap, which costs a fraction of 3x3 convolutions.
         attention: attention at the coarsest level and in the middle.
         middle: two more residual blocks between levels and codes.
         latent_width: channels of the encoder's feature map, before it is squeezed to the width of a code.
@@ -46,6 +47,7 @@ class ImageTokenizerConfig(Config):
     decoder_blocks: int = Field(default=3, gt=0)
     decoder_stem: int = Field(default=0, ge=0)
     stem: int = Field(default=1, gt=0)
+    patches: bool = False
     attention: bool = True
     middle: bool = True
     latent_width: int = Field(default=256, gt=0)
@@ -53,14 +55,29 @@ class ImageTokenizerConfig(Config):
     quantizer: QuantizerConfig = VQConfig(codes=16384)
 
     @property
-    def encoder_widths(self) -> list[int]:
-        """Channels of each level of the encoder, finest first."""
-        return [self.channels * multiplier for multiplier in self.multipliers]
+    def encoder_shape(self) -> ConvShape:
+        """The encoder's sizes."""
+        return self._shape(self.channels, self.multipliers, self.encoder_blocks, self.stem)
 
     @property
-    def decoder_widths(self) -> list[int]:
-        """Channels of each level of the decoder, finest first."""
-        return [(self.decoder_channels or self.channels) * each for each in self.decoder_multipliers or self.multipliers]
+    def decoder_shape(self) -> ConvShape:
+        """The decoder's sizes."""
+        multipliers = self.decoder_multipliers or self.multipliers
+        return self._shape(
+            self.decoder_channels or self.channels, multipliers, self.decoder_blocks, self.decoder_stem or self.stem
+        )
+
+    def _shape(self, channels: int, multipliers: tuple[int, ...], blocks: int, stem: int) -> ConvShape:
+        return ConvShape(
+            widths=[channels * multiplier for multiplier in multipliers],
+            blocks=blocks,
+            latent_width=self.latent_width,
+            stem=stem,
+            patches=self.patches,
+            attention=self.attention,
+            middle=self.middle,
+            groups=self.groups,
+        )
 
     @property
     def factor(self) -> int:
@@ -69,13 +86,14 @@ class ImageTokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ImageTokenizerConfig":
-        back = (self.decoder_stem or self.stem) * 2 ** (len(self.decoder_widths) - 1)
+        decoder = self.decoder_shape
+        back = decoder.stem * 2 ** (len(decoder.widths) - 1)
         if back != self.factor:
             raise ValueError(
                 f"the encoder shrinks pictures by {self.factor}, the decoder enlarges them by {back}: "
                 f"give decoder_stem and decoder_multipliers that match stem and multipliers"
             )
-        for width in [*self.encoder_widths, *self.decoder_widths]:
+        for width in [*self.encoder_shape.widths, *decoder.widths]:
             if width % self.groups:
                 raise ValueError(f"a level has {width} channels, which {self.groups} groups do not divide: change one")
         return self
@@ -108,13 +126,10 @@ class ImageTokenizer(nn.Module):
         self.vocab_size = self.quantize.vocab_size
         self.code_width = self.quantize.width
         self.feature_width = config.latent_width
-        shared = (config.latent_width,)
-        rest = (config.attention, config.middle, config.groups)
-        self.encoder = ConvEncoder(config.encoder_widths, config.encoder_blocks, *shared, config.stem, *rest)
+        self.encoder = ConvEncoder(config.encoder_shape)
         self.quant_conv = nn.Conv2d(config.latent_width, self.code_width, 1)
         self.post_quant_conv = nn.Conv2d(self.code_width, config.latent_width, 1)
-        stem = config.decoder_stem or config.stem
-        self.decoder = ConvDecoder(config.decoder_widths, config.decoder_blocks, *shared, stem, *rest)
+        self.decoder = ConvDecoder(config.decoder_shape)
         # Convolutions on the CPU and on tensor cores run fastest with the channels last.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mentor.errors import UserError
@@ -36,10 +36,16 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         width: numbers in a code vector.
         vocab_size: how many codes there are.
+        started: whether the codes were chosen by data, as `start` does.
     """
 
     width: int
     vocab_size: int
+    started: Bool[Tensor, ""]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("started", torch.tensor(False))
 
     @property
     @abstractmethod
@@ -71,6 +77,7 @@ class Quantizer(nn.Module, ABC):
         self._check(latents)
         with torch.autocast(latents.device.type, enabled=False):
             self.choose_codes(self.place(rearrange(latents.float(), "b c y x -> (b y x) c")))
+        self.started.fill_(True)
 
     def forward(self, latents: Float[Tensor, "b c y x"]) -> Quantized:
         """The latents on the codebook.

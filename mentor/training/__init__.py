@@ -1,0 +1,1 @@
+"""Training: the only package, beside the data module, that knows Lightning."""

@@ -9,8 +9,8 @@ from torch import Tensor
 class Averaging(WeightAveraging):
     """Lightning's weight averaging with an exponential average that starts short.
 
-    After n updates the average keeps the share min(decay, (1 + n) / (10 + n)), so that the first weights are forgotten in a
-    few steps and validation makes sense from the start. Buffers are copied, not averaged: some count things.
+    After n updates the average keeps the share min(decay, (1 + n) / (10 + n)), so that the first weights are forgotten
+    in a few steps and validation makes sense from the start. Buffers are copied, not averaged: some count things.
     """
 
     def __init__(self, decay: float) -> None:
@@ -26,4 +26,5 @@ class Averaging(WeightAveraging):
     def _average(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         count = int(updates)
         decay = min(self.decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for average, weight in zip(averaged, current, strict=True):
+            average.lerp_(weight, 1 - decay)

@@ -15,7 +15,13 @@ from mentor.models.checkpoint import (
     weights_fingerprint,
 )
 from mentor.tokenizers import ImageTokenizer, build_image_tokenizer
-from mentor.training.config import AlignmentTraining, GeneratorTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
+from mentor.training.config import (
+    AlignmentTraining,
+    GeneratorTraining,
+    ImageTokenizerTraining,
+    TrainConfig,
+    TuningTraining,
+)
 from mentor.training.folder import differences
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import GeneratorModule

@@ -10,8 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from torch import Tensor
-from tqdm import tqdm
 
 from mentor.errors import UserError
 from mentor.training.grids import Row, draw_grid, grid_tensor
@@ -21,7 +23,9 @@ from mentor.types import Batch
 class Illustrating(Protocol):
     """A training module that can show what it does with a batch: a caption and equally many pictures an example."""
 
-    def illustrate(self, batch: Batch) -> list[Row]: ...
+    def illustrate(self, batch: Batch) -> list[Row]:
+        """A row for each example."""
+        ...
 
 
 class StepSeeds(Callback):
@@ -34,7 +38,8 @@ class StepSeeds(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed by the run's seed and the number of updates done (Lightning's hook)."""
-        torch.manual_seed(self._seed * 1_000_003 + trainer.global_step * 17 + batch_idx % trainer.accumulate_grad_batches)
+        parts = trainer.accumulate_grad_batches
+        torch.manual_seed((self._seed * 1_000_003 + trainer.global_step) * parts + batch_idx % parts)
 
 
 class FiniteGuard(Callback):
@@ -66,7 +71,7 @@ class Progress(Callback):
         self._title = title
         self._batch_size = batch_size
         self._file = file or sys.stderr
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
         self._first_step = 0
         self._step = 0
         self._started = 0.0
@@ -77,10 +82,11 @@ class Progress(Callback):
         self._first_step = self._step = trainer.global_step
         self._started = time.monotonic()
         if trainer.is_global_zero and self._file.isatty():
-            self._bar = tqdm(
-                total=trainer.max_steps, initial=self._step, desc=self._title, unit="step", file=self._file,
-                dynamic_ncols=True, smoothing=0.05,
-            )
+            title, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            columns = (title, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(file=self._file), refresh_per_second=2)
+            self._bar.add_task(self._title, total=trainer.max_steps, completed=self._step, note="")
+            self._bar.start()
 
     def on_train_batch_end(
         self,
@@ -97,11 +103,12 @@ class Progress(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             loss = loss.detach().float() * trainer.accumulate_grad_batches
-            self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.02)
+            # A mean over all steps at first, and over some fifty later.
+            share = max(0.02, 1 / (step - self._first_step))
+            self._loss = loss if self._loss is None else self._loss.lerp(loss, share)
         if self._bar is not None:
-            self._bar.update(step - self._step)
-            if step % 10 == 0:
-                self._bar.set_postfix_str(f"loss {self._shown_loss()}, {self._speed(step):.0f} samples/s")
+            note = f"loss {self._shown_loss()}, {self._speed(step):.0f} samples/s, left"
+            self._bar.update(self._bar.task_ids[0], completed=step, note=note)
         elif step * 10 // trainer.max_steps > self._step * 10 // trainer.max_steps:
             self._print_line(step, trainer.max_steps)
         self._step = step
@@ -133,7 +140,7 @@ class Progress(Callback):
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
             self._bar = None
 
 
@@ -204,5 +211,3 @@ def clock(seconds: float) -> str:
     whole = int(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
-

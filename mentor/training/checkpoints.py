@@ -39,9 +39,13 @@ class AtomicCheckpointIO(CheckpointIO):
             sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write the checkpoint {path} ({error}): make room or choose another run.dir") from error
+            raise UserError(
+                f"cannot write the checkpoint {path} ({error}): make room or choose another run.dir"
+            ) from error
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """The checkpoint at `path` on the CPU. Only tensors and plain containers are read, whatever is asked for.
 
         Raises:
@@ -80,8 +84,8 @@ class Stopped(SystemExit):
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` fresh, and on SIGTERM or Ctrl-C finishes the step, saves and stops.
 
-    Processes agree after each step, so that a signal that reached one of them stops all at the same step. A second signal
-    stops at once, without a checkpoint.
+    Processes agree after each step, so that a signal that reached one of them stops all at the same step. A second
+    signal stops at once, without a checkpoint.
 
     Args:
         folder: where last.ckpt goes.

@@ -7,9 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from mentor.config import Config
 from mentor.data.datamodule import DataConfig
 from mentor.models import GeneratorConfig
+from mentor.tokenizers import ImageTokenizerConfig
 from mentor.training.image_tokenizer_module import LossConfig
 from mentor.training.optim import OptimizerConfig
-from mentor.tokenizers import ImageTokenizerConfig
 
 
 class RunConfig(Config):

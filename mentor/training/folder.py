@@ -13,10 +13,11 @@ from mentor.errors import UserError
 from mentor.training.checkpoints import LAST, AtomicCheckpointIO, sync_folder
 
 # Settings that may change between two starts of one run: none of them changes what is learned.
-FREE = ("resume", "run.dir", "trainer.accelerator", "trainer.devices", "trainer.nodes", "trainer.max_steps")
-FREE += ("trainer.validate_every", "trainer.validation_batches", "trainer.checkpoint_every", "trainer.checkpoint_minutes")
-FREE += ("trainer.log_every", "trainer.samples", "trainer.threads", "trainer.timeout", "trainer.deterministic")
-FREE += ("data.root", "data.workers", "data.validation_batch_size", "data.validation_limit")
+# (The fingerprint of the data is in the checkpoint, so that their folder may be another.)
+_FREE_DATA = ("root", "workers", "validation_batch_size", "validation_limit")
+_FREE_TRAINER = ("accelerator", "devices", "nodes", "max_steps", "threads", "timeout", "deterministic", "log_every")
+_FREE_TRAINER += ("validate_every", "validation_batches", "checkpoint_every", "checkpoint_minutes", "samples")
+FREE = {"resume", "run.dir", *(f"data.{key}" for key in _FREE_DATA), *(f"trainer.{key}" for key in _FREE_TRAINER)}
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class GeneratorModule(lightning.LightningModule):
     def drop(self, batch: Batch, step: int) -> list[Prompt]:
         """The batch's prompts, some of them without text, images or anything.
 
-        What an example loses depends on the seed, the update's number and the example's key: not on the processes' number.
+        What an example loses depends on the seed, the update's number and the example's key, not on the processes.
         """
         shares = self.objective.guidance
         kept = []
@@ -120,9 +120,7 @@ class GeneratorModule(lightning.LightningModule):
             kept.extend(drop_condition([prompt], rng, shares.everything, shares.text, shares.images))
         return kept
 
-    def example_losses(
-        self, prompts: Sequence[Prompt], batch: Batch
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    def example_losses(self, prompts: Sequence[Prompt], batch: Batch) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
         ids = self.encode(batch.targets).ids
         logits = self.generator(encode_condition(prompts, self.encode, self.device), ids)
@@ -140,7 +138,7 @@ class GeneratorModule(lightning.LightningModule):
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> list[tuple[str, list[Float[Tensor, "c y x"]]]]:
-        """For each example its prompt, and its reference (or black), target, the target's round trip, and the output."""
+        """For each example its prompt, and: reference (or black), target, the target's round trip, output."""
         condition = encode_condition(batch.prompts, self.encode, self.device)
         ids = sample(self.generator, condition, range(len(batch.prompts)), SamplingConfig())
         outputs = self.image_tokenizer.decode_ids(ids)
@@ -160,8 +158,8 @@ class GeneratorModule(lightning.LightningModule):
         found = checkpoint.get("image_tokenizer_fingerprint")
         if found != self._fingerprint:
             raise UserError(
-                f"cannot resume: the checkpoint belongs to image tokenizer {found}, and now there is {self._fingerprint}: "
-                f"say resume=false to start over, or put the old image tokenizer back"
+                f"cannot resume: the checkpoint belongs to image tokenizer {found}, and now there is "
+                f"{self._fingerprint}: say resume=false to start over, or put the old image tokenizer back"
             )
 
     def _write(self, metrics: dict[str, float]) -> None:
@@ -183,13 +181,11 @@ def token_entropy(
     return rearrange(flat, "(b t) -> b t", b=ids.shape[0])
 
 
-def cell_weights(
-    focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float
-) -> Float[Tensor, "b t"]:
+def cell_weights(focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float) -> Float[Tensor, "b t"]:
     """Weight of each cell: 1 + focus_weight * (share of the cell that the object fills), with mean 1 in every example.
 
-    The mean is taken in each example and not over the batch, so that the loss does not depend on how examples are shared
-    out to processes or to accumulated batches.
+    The mean is taken in each example and not over the batch, so that the loss does not depend on how examples are
+    shared out to processes or to accumulated batches.
     """
     share = reduce(focus, "b (gy y) (gx x) -> b (gy gx)", "mean", gy=grid[0], gx=grid[1])
     weights = 1 + focus_weight * share

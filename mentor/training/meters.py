@@ -18,9 +18,7 @@ class TaskMeans:
         self._quantities = tuple(quantities)
         self._sums = torch.zeros(len(tasks), 1 + len(self._quantities), dtype=torch.float64)
 
-    def add(
-        self, tasks: Sequence[str], valid: Bool[Tensor, "b"], quantities: dict[str, Float[Tensor, "b"]]
-    ) -> None:
+    def add(self, tasks: Sequence[str], valid: Bool[Tensor, "b"], quantities: dict[str, Float[Tensor, "b"]]) -> None:
         """Count the valid examples' quantities under their tasks."""
         columns = [valid, *(quantities[name].detach() for name in self._quantities)]
         values = torch.stack([column.to(torch.float64) for column in columns], dim=1) * valid.unsqueeze(1)
@@ -39,5 +37,7 @@ class TaskMeans:
         for column, name in enumerate(self._quantities, start=1):
             if total[0]:
                 means[name] = float(total[column] / total[0])
-            means.update({f"{name}/{task}": float(s[column] / s[0]) for task, s in zip(self._rows, sums) if s[0]})
+            for task, row in self._rows.items():
+                if sums[row, 0]:
+                    means[f"{name}/{task}"] = float(sums[row, column] / sums[row, 0])
         return means

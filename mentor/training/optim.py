@@ -32,7 +32,7 @@ class OptimizerConfig(Config):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters of `module` in two groups: matrices, which decay, and everything else, which does not."""
+    """The trainable parameters of `module` in two groups: matrices, which decay, and all others, which do not."""
     matrices = {
         id(part.weight)
         for part in module.modules()
@@ -48,8 +48,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def rate_factor(update: int, updates: int, warmup: int, min_ratio: float) -> float:
     """Learning rate of update number `update` (from 0) of `updates`, as a share of its peak.
 
-    It rises in a straight line over the first `warmup` updates and falls along a half cosine to `min_ratio`, which the last
-    update has.
+    It rises in a straight line over the first `warmup` updates and falls along a half cosine to `min_ratio`, which the
+    last update has.
     """
     if update < warmup:
         return (update + 1) / (warmup + 1)

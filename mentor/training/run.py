@@ -11,12 +11,13 @@ from typing import Any, assert_never
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mentor.data.datamodule import DataModule
 from mentor.errors import UserError
@@ -55,7 +56,8 @@ def train(config: TrainConfig) -> None:
     checkpoints = Checkpoints(folder.checkpoints, config.trainer.checkpoint_every, config.trainer.checkpoint_minutes)
     samples = Samples(folder.path / "samples", config.trainer.samples)
     trainer = build_trainer(config, folder, [samples, checkpoints])
-    claim(folder, config, settings)
+    if trainer.is_global_zero:
+        claim(folder, config, settings)
     started = time.monotonic()
     announce(config, folder, datamodule, module)
     try:
@@ -203,8 +205,6 @@ def write_release(
 
 def claim(folder: RunFolder, config: TrainBase, settings: dict[str, Any]) -> None:
     """Make the run folder this run's: put an earlier run aside if asked to, and write config.yaml."""
-    if rank_zero_only.rank:
-        return
     if not config.resume and (aside := put_aside(folder.path)):
         say(f"{title(config)}: the earlier run is now in {aside}")
     save_config(folder.path, settings)
@@ -246,5 +246,6 @@ def quieten() -> None:
     """Silence what Lightning says about choices that were made on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for text in ("does not have many workers", "GPU available but not used", "has shuffling enabled"):
+    # The data module keeps its own place in the data, which Lightning looks for in the loader.
+    for text in ("your dataloader is not resumable", "isinstance.treespec, LeafSpec", "GPU available but not used"):
         warnings.filterwarnings("ignore", message=f".*{text}.*")

@@ -12,7 +12,7 @@ from PIL import Image
 from mentor.generate import generate, load
 from mentor.models.checkpoint import read_config
 
-DEMO = ("tools/demo.py", "--experiment", "test", "--recipe", "shapes")
+DEMO = ("tools/demo.py", "--experiment", "test", "--recipe", "shapes", "limit=300", "samples_per_shard=50")
 METRICS = {
     "tokenizer/psnr",
     "tokenizer/usage",
@@ -108,7 +108,7 @@ def test_finished_says_so_at_once(path: Path, command: Callable) -> None:
 
 
 def test_each_command_says_that_it_is_done(path: Path, command: Callable) -> None:
-    shards = command("tools/make_shards.py", "shapes", "output=data/shapes", cwd=path)
+    shards = command("tools/make_shards.py", "shapes", "output=data/shapes", *DEMO[5:], cwd=path)
     assert shards.returncode == 0
     assert "already" in shards.stdout
     train = command("-m", "mentor.train", "stage=tokenizer", "experiment=test", cwd=path)

@@ -305,7 +305,7 @@ def test_packing_and_moving_keep_everything(root):
 
 def test_references_of_different_sizes_survive_packing():
     examples = [
-        Example("t", parse_prompt("<image> and <image>", [torch.rand(3, 4, 4), torch.rand(3, size, size)]),
+        Example("t", parse_prompt("<image> and <image>", [torch.rand(3, size, size), torch.rand(3, size, size)]),
                 torch.rand(3, 8, 8), torch.zeros(8, 8), "k")
         for size in (4, 6, 8)
     ]  # fmt: skip

@@ -29,7 +29,8 @@ class InMemory:
         self.pictures_read += 1
         number = 10 * shard + position
         image = np.full((8, 8, 3), number, np.uint8)
-        mask = np.eye(8, dtype=bool)
+        mask = np.zeros((8, 8), bool)
+        mask[1:7, 2:6] = True
         things = (RecordObject("key", mask),) if self.objects and position % 2 == 0 else ()
         return Record(f"{number}", image, ("caption",), things)
 
@@ -68,10 +69,11 @@ def test_an_example_is_the_same_whenever_it_is_asked_for_and_another_epoch_diffe
 
 def test_recovery_pastes_on_pictures_of_the_same_shard_without_the_same_thing():
     maker = ExampleMaker(InMemory(), 0, 8)
+    most_common = set()
     for epoch in range(30):
-        shown = {int(value) for value in np.unique(maker.example("recover", Sample(epoch, 0, 0)).facts["input"])}
-        assert shown <= {0, 1, 3}
-        assert shown & {1, 3}, "0 and 2 hold a key themselves"
+        shown = maker.example("recover", Sample(epoch, 0, 0)).facts["input"]
+        most_common.add(int(np.bincount(shown.ravel()).argmax()))
+    assert most_common == {1, 3}, "0 is the record itself, 2 holds a key too, 10 to 12 lie in another shard"
 
 
 def test_every_task_has_an_example_of_the_asked_size():

@@ -159,7 +159,7 @@ def test_recover_keeps_the_objects_size_when_told_to():
         make("recover", scene(), seed, recover_min_scale=1.0, recover_distort=0.0).facts["reference_mask"].sum()
         for seed in range(10)
     ]
-    assert areas == pytest.approx([32 * 32] * 10, abs=32)
+    assert all(32 * 32 <= area <= 34 * 34 for area in areas)
     assert {make("recover", scene(), seed).facts["reference_mask"].sum() < 20 * 20 for seed in range(30)} == {
         True,
         False,

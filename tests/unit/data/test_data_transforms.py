@@ -28,6 +28,12 @@ def extent(mask: np.ndarray) -> tuple[int, int]:
     return box[2] - box[0], box[3] - box[1]
 
 
+def warp(pixels: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The warped object and the pixels of which it covers at least half."""
+    warped, coverage = tf.warp_cutout(pixels, mask, matrix, SIZE)
+    return warped, coverage >= 0.5
+
+
 def centred(matrix: np.ndarray) -> np.ndarray:
     return tf.about(matrix, SIZE / 2, SIZE / 2)
 
@@ -92,16 +98,16 @@ def test_box_of_nothing_is_none():
 
 def test_identity_is_exact():
     pixels, mask = block_picture()
-    warped, warped_mask = tf.warp_cutout(pixels, mask, np.eye(3), SIZE)
-    assert np.array_equal(warped_mask, mask)
+    warped, coverage = tf.warp_cutout(pixels, mask, np.eye(3), SIZE)
+    assert np.array_equal(coverage, mask)
     assert np.array_equal(warped[mask], pixels[mask])
 
 
 def test_translate_moves_right_and_down():
     pixels, mask = block_picture()
-    warped, warped_mask = tf.warp_cutout(pixels, mask, tf.translate(7, 3), SIZE)
-    assert np.array_equal(warped_mask, np.roll(mask, (3, 7), axis=(0, 1)))
-    assert np.array_equal(warped[warped_mask], pixels[mask])
+    warped, coverage = tf.warp_cutout(pixels, mask, tf.translate(7, 3), SIZE)
+    assert np.array_equal(coverage, np.roll(mask, (3, 7), axis=(0, 1)))
+    assert np.array_equal(warped[coverage == 1], pixels[mask])
 
 
 @pytest.mark.parametrize(
@@ -109,21 +115,21 @@ def test_translate_moves_right_and_down():
 )
 def test_stretch_above_one_makes_wider_or_taller(factor_x, factor_y, width, height):
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.stretch(factor_x, factor_y)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.stretch(factor_x, factor_y)))
     assert extent(warped) == (width, height)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 1.5])
 def test_scale_enlarges_above_one_and_shrinks_below(factor):
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.scale(factor)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.scale(factor)))
     assert extent(warped) == (24 * factor, 16 * factor)
     assert abs(warped.sum() - mask.sum() * factor**2) <= 2
 
 
 def test_shear_along_x_pushes_lower_rows_to_the_right():
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.shear(0.5)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.shear(0.5)))
     starts = warped.argmax(axis=1)[24:40]
     assert starts[-1] - starts[0] == pytest.approx(0.5 * 15, abs=1)
     assert extent(warped)[1] == 16, "rows stay rows"
@@ -131,7 +137,7 @@ def test_shear_along_x_pushes_lower_rows_to_the_right():
 
 def test_shear_along_y_pushes_right_columns_down():
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.shear(0.0, 0.5)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.shear(0.0, 0.5)))
     starts = warped.argmax(axis=0)[20:44]
     assert starts[-1] - starts[0] == pytest.approx(0.5 * 23, abs=1)
 
@@ -139,13 +145,13 @@ def test_shear_along_y_pushes_right_columns_down():
 def test_positive_rotation_is_counter_clockwise():
     assert tf.map_points(tf.rotate(90), [(1.0, 0.0)])[0] == pytest.approx((0.0, -1.0)), "from the right to above"
     pixels, mask = block_picture(left=34, right=60, top=30, bottom=34)
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.rotate(90)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.rotate(90)))
     assert tf.box_of(warped) == (30, 4, 34, 30)
 
 
 def test_rotation_agrees_with_pillow():
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, centred(tf.rotate(15)), SIZE)
+    _, warped = warp(pixels, mask, centred(tf.rotate(15)))
     theirs = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).rotate(15, Image.Resampling.BICUBIC)) >= 128
     assert (warped != theirs).sum() <= 4
 
@@ -156,14 +162,14 @@ def test_perspective_takes_corners_to_corners():
     matrix = tf.perspective(corners, moved)
     assert tf.map_points(matrix, corners) == pytest.approx(np.array(moved))
     pixels, mask = block_picture()
-    _, warped = tf.warp_cutout(pixels, mask, matrix, SIZE)
+    _, warped = warp(pixels, mask, matrix)
     assert tf.box_of(warped) == pytest.approx((10, 10, 50, 50), abs=1)
 
 
 def test_perspective_narrowing_the_top_narrows_the_top():
     pixels, mask = block_picture()
     matrix = tf.perspective(tf.corners_of((20, 24, 44, 40)), [(26, 24), (38, 24), (44, 40), (20, 40)])
-    _, warped = tf.warp_cutout(pixels, mask, matrix, SIZE)
+    _, warped = warp(pixels, mask, matrix)
     widths = warped.sum(axis=1)[24:40]
     assert widths[0] < 15
     assert widths[-1] > 22
@@ -175,7 +181,7 @@ def test_colour_and_mask_stay_aligned_and_bring_no_background():
     rng = random.Random(3)
     for _ in range(200):
         matrix = tf.recovery_distortion((20, 24, 44, 40), SIZE, rng, distort=1.0)
-        warped, warped_mask = tf.warp_cutout(pixels, mask, matrix, SIZE)
+        warped, warped_mask = warp(pixels, mask, matrix)
         assert warped_mask.any()
         assert np.abs(warped[warped_mask].astype(int) - (250, 10, 10)).max() <= 6, "only the object's own colour"
 
@@ -186,21 +192,41 @@ def test_a_mark_inside_the_object_goes_where_the_matrix_says():
         pixels, mask = block_picture()
         pixels[28:32, 24:28] = (10, 10, 250)
         matrix = tf.recovery_distortion((20, 24, 44, 40), SIZE, rng, min_scale=0.7, distort=1.0)
-        warped, warped_mask = tf.warp_cutout(pixels, mask, matrix, SIZE)
+        warped, warped_mask = warp(pixels, mask, matrix)
         blue = warped_mask & (warped[..., 2] > 128)
         y, x = np.argwhere(blue).mean(axis=0) + 0.5
         assert (x, y) == pytest.approx(tuple(tf.map_points(matrix, [(26, 30)])[0]), abs=0.6)
 
 
-def test_paste_is_exact_on_both_sides_of_the_mask():
+def test_paste_is_exact_outside_and_inside_and_blends_the_edge():
     pixels, mask = block_picture()
     background = np.random.default_rng(1).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
     rng = random.Random(0)
     for _ in range(50):
-        warped, warped_mask = tf.warp_cutout(pixels, mask, tf.recovery_distortion((20, 24, 44, 40), SIZE, rng), SIZE)
-        pasted = tf.paste(background, warped, warped_mask)
-        assert np.array_equal(pasted[~warped_mask], background[~warped_mask])
-        assert np.array_equal(pasted[warped_mask], warped[warped_mask])
+        matrix = tf.recovery_distortion((20, 24, 44, 40), SIZE, rng)
+        warped, coverage = tf.warp_cutout(pixels, mask, matrix, SIZE)
+        pasted = tf.paste(background, warped, coverage)
+        assert np.array_equal(pasted[coverage == 0], background[coverage == 0])
+        assert np.array_equal(pasted[coverage == 1], warped[coverage == 1])
+        share = coverage[..., None]
+        assert np.abs(pasted - (warped * share + background * (1 - share))).max() <= 0.51
+
+
+def test_paste_by_a_plain_mask_takes_each_pixel_whole():
+    pixels, mask = block_picture()
+    background = np.full_like(pixels, 77)
+    pasted = tf.paste(background, pixels, mask)
+    assert np.array_equal(pasted[mask], pixels[mask])
+    assert (pasted[~mask] == 77).all()
+
+
+def test_coverage_keeps_the_area_of_objects_too_thin_to_fill_a_pixel():
+    pixels = np.full((SIZE, SIZE, 3), 200, np.uint8)
+    lines = np.zeros((SIZE, SIZE), bool)
+    lines[8:56:8, 8:56] = True
+    _, coverage = tf.warp_cutout(pixels, lines, tf.about(tf.scale(0.25), 32, 32), SIZE)
+    assert coverage.sum() == pytest.approx(lines.sum() / 16, rel=0.1)
+    assert coverage.max() < 0.5
 
 
 @pytest.mark.parametrize("distort", [0.0, 1.0])
@@ -234,4 +260,4 @@ def test_half_of_the_objects_are_distorted():
 
 def test_an_empty_mask_gives_an_empty_mask():
     pixels, mask = block_picture()
-    assert not tf.warp_cutout(pixels, mask & False, np.eye(3), SIZE)[1].any()
+    assert not warp(pixels, mask & False, np.eye(3))[1].any()

@@ -1,0 +1,173 @@
+"""Measure a release on held-out data and write metrics.json, report.html and sample sheets."""
+
+import io
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mentor.config import compose_command, flatten, validate
+from mentor.data.shards import ShardSet
+from mentor.errors import UserError, run_main
+from mentor.evaluation.benchmarks import Contestant, Results, evaluate, load_contestant, parameters_by_part
+from mentor.evaluation.config import EvaluationConfig
+from mentor.evaluation.curves import find_runs, read_run
+from mentor.evaluation.headlines import HEADLINES
+from mentor.evaluation.pictures import contact_sheet
+from mentor.evaluation.report import About, render_report, shown
+
+USAGE = """python -m mentor.evaluate model=DIR data=DIR output=DIR [key=value ...]
+
+Measures the release in model=DIR on the held-out shards in data=DIR and writes metrics.json, report.html and samples/
+into output=DIR. A release of an image tokenizer alone gets the measures of the tokenizer.
+  counts.subject=256     held-out examples of a task (0 leaves it out)
+  sampling.subject.guidance=3   how a task's pictures are drawn
+  runs=[runs/demo/1,runs/demo/2]   training runs whose loss curves are shown (default: those beside the model's)
+--cfg prints all settings."""
+
+FOLDERS = ("model", "data", "output")
+
+
+def read_settings(arguments: Sequence[str]) -> EvaluationConfig:
+    """The settings of a command line.
+
+    Raises:
+        UserError: a folder is not given, or a setting is unknown or wrong.
+    """
+    # The folders never pass through Hydra: `data` names a group of training's there, and paths may hold what its grammar
+    # gives a meaning to.
+    given = {name: argument.partition("=")[2] for argument in arguments for name in FOLDERS if _sets(argument, name)}
+    others = [argument for argument in arguments if not any(_sets(argument, name) for name in FOLDERS)]
+    composed = compose_command("evaluate", others, USAGE)
+    missing = [name for name in FOLDERS if not given.get(name)]
+    if missing:
+        raise UserError(f"{missing[0]} has no default: say {missing[0]}=DIR (--help explains all settings)")
+    return validate(EvaluationConfig, composed | given)
+
+
+def check_output(output: Path) -> None:
+    """Make sure that results could be written to `output`, before anything is measured or made.
+
+    Raises:
+        UserError: they could not.
+    """
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"output={output} cannot be written: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output={output} cannot be written: no permission in {existing}; choose another folder")
+
+
+def write_results(results: Results, html: str, output: Path) -> None:
+    """Write metrics.json, report.html and a sheet of samples for each task, each file whole or not at all.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    files = {Path("report.html"): html.encode()}
+    for task, cases in results.cases.items():
+        buffer = io.BytesIO()
+        contact_sheet(cases[:24]).save(buffer, "PNG")
+        files[Path("samples") / f"{task}.png"] = buffer.getvalue()
+    # The numbers last: where they are, all the rest is too.
+    files[Path("metrics.json")] = (json.dumps(results.metrics, indent=2) + "\n").encode()
+    for name, content in files.items():
+        path = output / name
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): choose another output=DIR or make room") from error
+
+
+def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig) -> dict[str, Any]:
+    """What a report says of model, data and settings."""
+    parts = parameters_by_part(contestant)
+    facts: dict[str, Any] = {
+        "model": contestant.folder,
+        "fingerprint of the weights": contestant.config["fingerprint"],
+        "picture size": f"{contestant.image_size} px",
+        "tokens": f"{(contestant.image_size // contestant.image_tokenizer.factor) ** 2} of "
+        f"{contestant.image_tokenizer.vocab_size:,} codes",
+        **{f"parameters, {name}": f"{count:,}" for name, count in parts.items()},
+        "data": f"{shards.root} (recipe {shards.manifest['recipe'].get('name', '?')}, {len(shards):,} held-out records)",
+        "fingerprint of the data": shards.fingerprint,
+        "seed": config.seed,
+    }
+    if contestant.generator is not None:
+        for task in config.tasks:
+            changed = config.sampling_of(task).model_dump(exclude_none=True)
+            facts[f"sampling, {task}"] = ", ".join(f"{name} {value}" for name, value in changed.items())
+    training = contestant.config.get("training") or {}
+    facts |= {f"training, {name}": value for name, value in flatten(training).items() if value not in (None, {}, [])}
+    return facts
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the leading numbers beside their floors, ceilings, chance and doing nothing."""
+    table = Table("measure", "value", "floor", "", "ceiling", "chance", "nothing", box=None, pad_edge=False)
+    for headline in HEADLINES:
+        if headline.key not in results.metrics:
+            continue
+        passed = headline.passed(results.metrics)
+        verdict = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[passed]
+        beside = [shown(headline.beside(results.metrics, suffix)) for suffix in ("ceiling", "chance", "nothing")]
+        value, least = shown(results.metrics[headline.key]), shown(headline.least(results.metrics))
+        table.add_row(headline.key, value, least, verdict, *beside)
+    console.print(table)
+
+
+def run(config: EvaluationConfig, command: str) -> Results:
+    """Measure, write and show; the results."""
+    output = Path(config.output)
+    contestant = load_contestant(Path(config.model), config.device)
+    shards = ShardSet(Path(config.data), "heldout")
+    folders = find_runs(Path(config.model)) if config.runs is None else [Path(run) for run in config.runs]
+    runs = [read_run(folder) for folder in folders]
+    check_output(output)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(task: str, done: int, total: int) -> None:
+            if task not in bars:
+                bars[task] = progress.add_task(task, total=total)
+            progress.update(bars[task], completed=done)
+
+        results = evaluate(contestant, shards, config, report)
+    about = About(
+        title=f"mentor: {contestant.folder}",
+        command=command,
+        facts=describe(contestant, shards, config),
+        runs=runs,
+        shown=config.shown,
+        extremes=config.extremes,
+    )
+    write_results(results, render_report(results, about), output)
+    show(results, console)
+    console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    run(read_settings(given), shlex.join(["python", "-m", "mentor.evaluate", *given]))
+
+
+def _sets(argument: str, name: str) -> bool:
+    return argument.startswith(f"{name}=")
+
+
+if __name__ == "__main__":
+    run_main(main)
