@@ -41,8 +41,8 @@ def read_settings(arguments: Sequence[str]) -> EvaluationConfig:
     Raises:
         UserError: a folder is not given, or a setting is unknown or wrong.
     """
-    # The folders never pass through Hydra: `data` names a group of training's there, and paths may hold what its grammar
-    # gives a meaning to.
+    # The folders never pass through Hydra: `data` names a group of training's there, and paths may hold what
+    # its grammar gives a meaning to.
     given = {name: argument.partition("=")[2] for argument in arguments for name in FOLDERS if _sets(argument, name)}
     others = [argument for argument in arguments if not any(_sets(argument, name) for name in FOLDERS)]
     composed = compose_command("evaluate", others, USAGE)
@@ -86,7 +86,9 @@ def write_results(results: Results, html: str, output: Path) -> None:
             partial.write_bytes(content)
             os.replace(partial, path)
         except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): choose another output=DIR or make room") from error
+            raise UserError(
+                f"cannot write {path} ({error.strerror}): choose another output=DIR or make room"
+            ) from error
 
 
 def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig)
         "tokens": f"{(contestant.image_size // contestant.image_tokenizer.factor) ** 2} of "
         f"{contestant.image_tokenizer.vocab_size:,} codes",
         **{f"parameters, {name}": f"{count:,}" for name, count in parts.items()},
-        "data": f"{shards.root} (recipe {shards.manifest['recipe'].get('name', '?')}, {len(shards):,} held-out records)",
+        "data": f"{shards.root}, {len(shards):,} held-out records",
+        "recipe": shards.manifest["recipe"].get("name", "?"),
         "fingerprint of the data": shards.fingerprint,
         "seed": config.seed,
     }

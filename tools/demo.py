@@ -151,7 +151,8 @@ def run_command(title: str, command: tuple[str, ...], progress: Progress) -> int
             except subprocess.TimeoutExpired:
                 code = None
             except KeyboardInterrupt:
-                code = process.wait() or 130
+                process.wait()
+                code = 130
             now = time.monotonic()
             progress.add(title, now - last)
             last = now

@@ -21,7 +21,7 @@ USAGE = f"{__doc__}\n\nSettings of a recipe are overridden by dotted keys, such 
 
 def main() -> None:
     """Make the shards, or say that they are there."""
-    # A polite kill is treated like Ctrl-C: shards in progress are finished, the next run goes on.
+    # A polite kill is treated like Ctrl-C: shards in progress are dropped, the next run goes on.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):

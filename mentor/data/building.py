@@ -4,20 +4,37 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from mentor.data.composing import Composer
 from mentor.data.recipes import LoadedRecipe
+from mentor.data.records import Record
 from mentor.data.shards import SPLITS, begin, finish, identity, shard_path, write_shard
 from mentor.data.sources import digest_inputs
 from mentor.errors import UserError
 
-_composer: Composer | None = None
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker process keeps between shards."""
+
+    composer: Composer
+    stop: Event
+
+    def records(self, split: str, positions: range) -> Iterator[Record]:
+        for position in positions:
+            if self.stop.is_set():
+                raise CancelledError
+            yield self.composer.record(split, position)
+
+
+_worker: _Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,8 @@ def _make_in_parallel(
 ) -> None:
     # Spawned, not forked: a forked child of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (loaded,)) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, context, _start_worker, (loaded, stop)) as pool:
         waiting = {pool.submit(_make_shard, output, *task) for task in tasks}
         try:
             while waiting:
@@ -102,12 +120,13 @@ def _make_in_parallel(
                 "a worker process died (out of memory?): run again with fewer workers, it goes on"
             ) from None
         finally:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(loaded: LoadedRecipe) -> None:
-    global _composer
-    # Ctrl-C is the parent's to handle: shards in progress are finished, the others never begin.
+def _start_worker(loaded: LoadedRecipe, stop: Event) -> None:
+    global _worker
+    # Ctrl-C is the parent's to handle: it sets `stop`, and shards in progress are dropped.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -117,10 +136,9 @@ def _start_worker(loaded: LoadedRecipe) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    _composer = Composer(loaded)
+    _worker = _Worker(Composer(loaded), stop)
 
 
 def _make_shard(output: Path, path: str, split: str, positions: range) -> int:
-    assert _composer is not None
-    composer = _composer
-    return write_shard(output, path, (composer.record(split, position) for position in positions))
+    assert _worker is not None
+    return write_shard(output, path, _worker.records(split, positions))

@@ -1,5 +1,6 @@
 """Lightning's view of the data: endless training batches that resume exactly, validation batches, and their checks."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ class TrainingLoader:
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             # A generator of its own: the loader draws a seed, and the global one must not notice.
             generator=torch.Generator(),
         )
@@ -256,5 +257,7 @@ class ValidationLoader:
             yield collate(examples, valid=[valid for _, valid in samples])
 
 
-def _one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C goes to the whole process group; training decides when to stop, and the loader ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

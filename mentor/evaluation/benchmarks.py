@@ -22,7 +22,16 @@ from mentor.data.stream import Sample, permutation, seed_from
 from mentor.data.transforms import fit_pixels, to_pixels, to_tensor
 from mentor.errors import UserError
 from mentor.evaluation.config import EvaluationConfig
-from mentor.evaluation.judges import GainJudge, Judge, LikenessJudge, MaskJudge, PromptJudge, SubjectJudge, readable, targets_of
+from mentor.evaluation.judges import (
+    GainJudge,
+    Judge,
+    LikenessJudge,
+    MaskJudge,
+    PromptJudge,
+    SubjectJudge,
+    readable,
+    targets_of,
+)
 from mentor.evaluation.metrics import imbalance, product, psnr
 from mentor.evaluation.oracles import Pixels, SceneOracle
 from mentor.models import Generator, count_parameters
@@ -210,8 +219,8 @@ def measure_task(
 ) -> tuple[dict[str, float], list[Case]]:
     """A task's measures, each with `_error` (standard error of the mean), and its cases.
 
-    Beside a measure stand the same for the ground truth (`_truth`), its round trip through the image tokenizer (`_ceiling`),
-    the ground truth of another example (`_chance`) and the input left as it is (`_nothing`).
+    Beside a measure stand the same for the ground truth (`_truth`), its round trip through the image tokenizer
+    (`_ceiling`), the ground truth of another example (`_chance`) and the input left as it is (`_nothing`).
     """
     outputs = draw(contestant, task, examples, config.sampling_of(task), config, report)
     targets = targets_of(examples)
@@ -293,7 +302,9 @@ def draw(
 def round_trip(contestant: Contestant, images: Float[Tensor, "b c y x"], batch_size: int) -> Float[Tensor, "b c y x"]:
     """The images through the image tokenizer and back: the best that any generator of its codes can draw."""
     tokenizer = contestant.image_tokenizer
-    parts = [tokenizer.decode(tokenizer.encode(part.to(contestant.device)).latents) for part in images.split(batch_size)]
+    parts = [
+        tokenizer.decode(tokenizer.encode(part.to(contestant.device)).latents) for part in images.split(batch_size)
+    ]
     return torch.cat(parts).float().cpu()
 
 

@@ -86,9 +86,7 @@ def loss_svg(losses: Mapping[str, Points]) -> str:
         )
     legend = "".join(
         f'<span class="key"><i style="background:{colour}"></i>{escape(name)} {points[-1][1]:.3f}</span>'
-        for (name, points), colour in zip(
-            thinned.items(), PALETTE * (1 + len(thinned) // len(PALETTE)), strict=False
-        )
+        for (name, points), colour in zip(thinned.items(), PALETTE * (1 + len(thinned) // len(PALETTE)), strict=False)
     )
     return "".join([*parts, "</svg>", f'<p class="legend">{legend}</p>'])
 

@@ -48,7 +48,11 @@ class Headline:
 
 HEADLINES = (
     Headline(
-        "tokenizer/psnr", "Image tokenizer", "PSNR of held-out pictures after a round trip through the codes", 22.0, unit="dB"
+        "tokenizer/psnr",
+        "Image tokenizer",
+        "PSNR of held-out pictures after a round trip through the codes",
+        22.0,
+        unit="dB",
     ),
     Headline("tokenizer/usage", "Codes in use", "share of the codebook that held-out pictures use", 0.9),
     Headline(

@@ -35,6 +35,7 @@ class LikenessJudge:
     """Reconstruction: PSNR against the target."""
 
     def __call__(self, examples: Sequence[Example], images: Float[Tensor, "b c y x"]) -> Scores:
+        """PSNR of each picture."""
         return {"psnr": psnr(images, targets_of(examples)).numpy()}
 
 
@@ -42,6 +43,7 @@ class MaskJudge:
     """Segmentation: IoU of the mask read off the picture on black with the true mask."""
 
     def __call__(self, examples: Sequence[Example], images: Float[Tensor, "b c y x"]) -> Scores:
+        """IoU of each picture."""
         masks = [mask_on_black(to_pixels(image)) for image in images]
         pairs = zip(masks, examples, strict=True)
         return {"iou": np.array([intersection_over_union(mask, example.facts["mask"]) for mask, example in pairs])}
@@ -51,6 +53,7 @@ class GainJudge:
     """Recovery: dB that the picture is nearer to the target than the input was, if left as it is."""
 
     def __call__(self, examples: Sequence[Example], images: Float[Tensor, "b c y x"]) -> Scores:
+        """Gain and PSNR of each picture."""
         targets = targets_of(examples)
         inputs = torch.stack([prompt_images(example.prompt)[0] for example in examples])
         reached = psnr(images, targets)
@@ -64,6 +67,7 @@ class PromptJudge:
         self._scenes = scenes
 
     def __call__(self, examples: Sequence[Example], images: Float[Tensor, "b c y x"]) -> Scores:
+        """1 or 0 for both together, the background, and the places."""
         follows = [
             self._scenes.follows(to_pixels(image), background_of(example), places_of(example))
             for example, image in zip(examples, images, strict=True)
@@ -90,6 +94,7 @@ class SubjectJudge:
         self.candidates = min(len(keys) for keys in self._rivals.values()) if self._rivals else 0
 
     def __call__(self, examples: Sequence[Example], images: Float[Tensor, "b c y x"]) -> Scores:
+        """CP and PF of each picture, 1 or 0, and what they are made of."""
         found, lead = [], []
         for example, image in zip(examples, images, strict=True):
             keys = self._rivals[example.key]

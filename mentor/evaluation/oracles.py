@@ -1,8 +1,8 @@
 """What a picture shows, read off its pixels without a model: background, object mask and places, a cut-out on black.
 
-A scene is read by analysis-by-synthesis: every procedural background is rendered and compared with the picture, and the one
-that explains most of it wins; what it leaves unexplained is the object. Photographs cannot be rendered from a word, so
-prompts that ask for one are no matter for this oracle: measures of prompt-following use the procedural ones only.
+A scene is read by analysis-by-synthesis: every procedural background is rendered and compared with the picture, and the
+one that explains most of it wins; what it leaves unexplained is the object. Photographs cannot be rendered from a word,
+so prompts that ask for one are no matter for this oracle: measures of prompt-following use the procedural ones only.
 """
 
 import itertools
@@ -32,6 +32,9 @@ Mask = Bool[np.ndarray, "y x"]
 CAP = 72.0
 # A picture as a whole may be this much too bright, dark or tinted.
 LARGEST_OFFSET = 16.0
+# The colours of a pattern or gradient may have faded towards its white to this share.
+LEAST_CONTRAST = 0.75
+WHITE = 255.0
 # Distance from the background, after smoothing, that some pixel of an object has.
 OBJECT_DISTANCE = 30.0
 # Distance that its other pixels have at least, even in the cleanest picture.
@@ -57,7 +60,7 @@ class SceneReading:
 
     Attributes:
         background: the procedural background that fits best.
-        backdrop: that background's pixels with the picture's own offset of colour, float `y x 3` in 0-255.
+        backdrop: that background's pixels with the picture's own contrast and offset of colour, float `y x 3` in 0-255.
         mask: True on the objects.
         layout: the arrangement of objects that fits the mask best; None when there is no object.
     """
@@ -93,8 +96,7 @@ class SceneOracle:
         if picture.shape != (self.size, self.size, 3):
             raise UserError(f"the scene oracle was made for {self.size} px, the picture has shape {picture.shape}")
         pixels = picture.astype(np.float32)
-        index, offset = self._fit(pixels)
-        backdrop = self._rendered[index] + offset
+        index, backdrop = self._fit(pixels)
         mask = object_mask(pixels, backdrop, self._weights == self._weights.max())
         return SceneReading(self.backgrounds[index], backdrop, mask, self.read_layout(mask))
 
@@ -109,30 +111,42 @@ class SceneOracle:
         best = int(np.argmin(costs))
         return self.layouts[best] if costs[best] < float("inf") else None
 
-    def _fit(self, pixels: Float[np.ndarray, "y x 3"]) -> tuple[int, Float[np.ndarray, "3"]]:
-        """Index of the best background, and the picture's offset of colour against it.
+    def _fit(self, pixels: Float[np.ndarray, "y x 3"]) -> tuple[int, Float[np.ndarray, "y x 3"]]:
+        """Index of the best background, and its pixels as the picture seems to have them.
 
-        All are compared on every second pixel without an offset; the nearest few then exactly. The measure is a
-        capped distance, so that it does not matter what colour the object has, weighted by how often a pixel is free of
-        objects in all layouts: corners and edges say more than the middle.
+        All are compared on every second pixel as they are; the nearest few then with contrast and offset fitted. The
+        measure is a capped distance, so that it does not matter what colour the object has, weighted by how often a
+        pixel is free of objects in all layouts: corners and edges say more than the middle.
         """
         coarse = np.minimum(_distance(self._rendered[:, ::2, ::2], pixels[None, ::2, ::2]), CAP)
         scores = np.einsum("nyx,yx->n", coarse, self._weights[::2, ::2])
-        best: tuple[float, int, np.ndarray] | None = None
-        for index in np.argsort(scores, kind="stable")[:6]:
-            offset = self._offset(pixels, self._rendered[index])
-            distance = np.minimum(_distance(self._rendered[index] + offset, pixels), CAP)
-            score = float((distance * self._weights).sum())
-            if best is None or score < best[0]:
-                best = (score, int(index), offset)
-        assert best is not None
-        return best[1], best[2]
+        fits: list[tuple[float, int, np.ndarray]] = []
+        for index in np.argsort(scores, kind="stable")[:8]:
+            for contrast in self._contrasts(int(index), pixels):
+                adapted = self._shifted(WHITE + contrast * (self._rendered[index] - WHITE), pixels)
+                score = float((np.minimum(_distance(adapted, pixels), CAP) * self._weights).sum())
+                fits.append((score, int(index), adapted))
+        _, index, backdrop = min(fits, key=lambda fit: fit[0])
+        return index, backdrop
 
-    def _offset(self, pixels: np.ndarray, rendered: np.ndarray) -> Float[np.ndarray, "3"]:
+    def _contrasts(self, index: int, pixels: Float[np.ndarray, "y x 3"]) -> list[np.float32]:
+        """Contrasts that a background may have here: its own and, if there is white in it, that of least squares."""
+        rendered = self._rendered[index]
+        near = _distance(pixels, rendered) < CAP
+        if self.backgrounds[index].kind == "plain" or not near.any():
+            return [np.float32(1)]
+        weights = self._weights[near][:, None]
+        ink, seen = rendered[near] - WHITE, pixels[near] - WHITE
+        contrast = (weights * ink * seen).sum() / max((weights * ink * ink).sum(), 1e-6)
+        return [np.float32(1), np.float32(np.clip(contrast, LEAST_CONTRAST, 1.0))]
+
+    def _shifted(self, rendered: Float[np.ndarray, "y x 3"], pixels: Float[np.ndarray, "y x 3"]) -> np.ndarray:
+        """A background with the offset of colour that the picture has where the two are near each other."""
         near = _distance(pixels, rendered) < CAP / 2
         if near.sum() < near.size / 20:
-            return np.zeros(3, np.float32)
-        return np.clip(np.median((pixels - rendered)[near], axis=0), -LARGEST_OFFSET, LARGEST_OFFSET)
+            return rendered
+        offset = np.median((pixels - rendered)[near], axis=0)
+        return rendered + np.clip(offset, -LARGEST_OFFSET, LARGEST_OFFSET)
 
     def _layout_cost(self, mask: Mask, layout: Layout) -> float:
         """How far, in box sides, the parts of the mask are from lying in the middle of their boxes and filling them.
@@ -176,13 +190,11 @@ def all_layouts(size: int) -> list[Layout]:
     return layouts
 
 
-def object_mask(
-    pixels: Float[np.ndarray, "y x 3"], backdrop: Float[np.ndarray, "y x 3"], free: Mask
-) -> Mask:
+def object_mask(pixels: Float[np.ndarray, "y x 3"], backdrop: Float[np.ndarray, "y x 3"], free: Mask) -> Mask:
     """True where the picture differs from its backdrop: whole components, without specks, holes filled.
 
-    A component must differ by `OBJECT_DISTANCE` somewhere and by more than the picture's own noise everywhere, so faint parts
-    come along with the distinct ones. The noise is that of the `free` region, on which no layout has an object.
+    A component must differ by `OBJECT_DISTANCE` somewhere and by more than the picture's own noise everywhere, so faint
+    parts come along with the distinct ones. The noise is that of the `free` region, where no layout has an object.
     """
     # An edge of a pattern may be blurred: any mixture of the colours around it is still background.
     lowest, highest = (reduce(backdrop, size=(3, 3, 1)) for reduce in (ndimage.minimum_filter, ndimage.maximum_filter))
@@ -193,7 +205,7 @@ def object_mask(
 
 def clean_mask(mask: Mask, certain: Mask | None = None) -> Mask:
     """Components that reach into `certain` and are no specks (an eighth of the largest one at least), holes filled."""
-    labels, count = ndimage.label(ndimage.binary_fill_holes(mask), np.ones((3, 3), bool))
+    labels, count = _components(ndimage.binary_fill_holes(mask), np.ones((3, 3), bool))
     if not count:
         return np.zeros_like(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
@@ -205,33 +217,40 @@ def clean_mask(mask: Mask, certain: Mask | None = None) -> Mask:
 
 
 def robust_box(columns: np.ndarray, rows: np.ndarray, share: float = 0.005) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (exclusive) of pixels, without the outermost `share` on each side; None for hardly any."""
+    """Left, top, right, bottom (exclusive) of pixels less the outermost `share` on each side; None for under four."""
     if len(columns) < 4:
         return None
-    (left, right), (top, bottom) = (
-        np.quantile(values, (share, 1 - share), method="nearest") for values in (columns, rows)
-    )
+    skipped = round(share * (len(columns) - 1))
+    (left, right), (top, bottom) = (np.sort(values)[[skipped, -1 - skipped]] for values in (columns, rows))
     return int(left), int(top), int(right) + 1, int(bottom) + 1
 
 
 def mask_on_black(picture: Pixels, threshold: float = 40.0) -> Mask:
     """The object of a picture on black: where some channel exceeds `threshold`, without pinholes and specks.
 
-    Parts of an object that are as dark as that count as background unless they are pinholes; the score of the ground truth
-    and of its round trip shows how much that costs.
+    Parts of an object that are as dark as that count as background unless they are pinholes; the score of the ground
+    truth and of its round trip shows how much that costs.
     """
     mask = picture.max(axis=-1) > threshold
-    holes, count = ndimage.label(~mask)
+    holes, count = _components(~mask)
     if count:
         sizes = np.bincount(holes.ravel())
         sizes[0] = mask.size
         mask = mask | np.isin(holes, np.flatnonzero(sizes <= mask.size / 341))
-    parts, count = ndimage.label(mask, np.ones((3, 3), bool))
+    parts, count = _components(mask, np.ones((3, 3), bool))
     if not count:
         return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return np.isin(parts, np.flatnonzero(sizes >= max(sizes.max() / 32, mask.size / 512)))
+
+
+def _components(mask: Mask, neighbours: Mask | None = None) -> tuple[np.ndarray, int]:
+    """Each pixel's component (0: none, else counted from 1), and how many there are."""
+    labels = np.zeros(mask.shape, np.int32)
+    count = ndimage.label(mask, neighbours, output=labels)
+    assert isinstance(count, int)
+    return labels, count
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:

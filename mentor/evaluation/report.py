@@ -23,20 +23,21 @@ TASK_TITLES = {
 
 TASK_NOTES = {
     "reconstruct": "The picture is shown and asked for. The ceiling is the image tokenizer's own round trip.",
-    "segment": "The named object is asked for on black. The mask is read by a threshold and compared with the true one.",
+    "segment": "The named object is asked for on black. The mask is read by a threshold and compared with the truth.",
     "text_to_image": "A caption is given. Background and places are read off the pixels by rendering every procedural "
-    "background and arrangement; prompts with photographs as backgrounds are left out, since no rendering can check them.",
+    "background and arrangement; prompts with photographs as backgrounds are left out, as no rendering can check them.",
     "recover": "An object, distorted and pasted on another picture, is shown; its original picture is asked for. "
     "The measure is the gain over leaving the input as it is.",
-    "subject": "Another picture of a subject that training has never seen is shown; the captioned picture is asked for. "
+    "subject": "Another picture of a subject that training never saw is shown; the captioned picture is asked for. "
     "CP: the subject is found among as many held-out ones as stated, by rendering each reference's cut-out into the "
     "picture. PF: background and places as the prompt says (procedural backgrounds only).",
 }
 
 CHANCE_NOTE = (
-    "Ground truth: the target picture itself, which tells what the measuring is worth. Ceiling: the target after a round trip "
-    "through the image tokenizer; no generator of its codes can beat it on average. Chance: the target of another example. "
-    "Doing nothing: the input picture left as it is. All on held-out subjects; &plusmn; is the standard error of the mean."
+    "Ground truth: the target picture itself, which tells what the measuring is worth. Ceiling: the target after a "
+    "round trip through the image tokenizer; a generator of its codes can hardly beat it. Chance: the target of another "
+    "example. Doing nothing: the input picture left as it is. All on held-out subjects; &plusmn; is the standard error "
+    "of the mean."
 )
 
 
@@ -104,9 +105,12 @@ def render_headline(headline: Headline, metrics: Mapping[str, float]) -> str:
     verdict = {True: '<td class="pass">reached</td>', False: '<td class="fail">not reached</td>', None: "<td></td>"}
     unit = "" if headline.unit == "share" else f" {headline.unit}"
     measured = "not measured" if value is None else f"{shown(value)}{unit}"
-    spread = "" if error is None else f' <small>&plusmn; {error:.2f}</small>'
-    rule = "" if headline.floor is None else (shown(least) if least is not None else "?") + (
-        f" <small>(ceiling {headline.floor:+g})</small>" if headline.below else ""
+    spread = "" if error is None else f" <small>&plusmn; {error:.2f}</small>"
+    rule = (
+        ""
+        if headline.floor is None
+        else (shown(least) if least is not None else "?")
+        + (f" <small>(ceiling {headline.floor:+g})</small>" if headline.below else "")
     )
     beside = "".join(
         f"<td>{shown(headline.beside(metrics, suffix))}</td>" for suffix in ("truth", "ceiling", "chance", "nothing")
@@ -168,7 +172,8 @@ def render_runs(runs: Sequence[Run]) -> str:
 def render_facts(facts: Mapping[str, Any]) -> str:
     """Name and value rows of a table."""
     return "\n".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>' for name, value in facts.items()
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in facts.items()
     )
 
 
@@ -176,7 +181,13 @@ def shown(value: float | None) -> str:
     """A number as the report writes it; nothing for none."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+    return (
+        f"{value:,.0f}"
+        if value == int(value) and abs(value) >= 10
+        else f"{value:.2f}"
+        if abs(value) >= 10
+        else f"{value:.3f}"
+    )
 
 
 PAGE = Template("""<!doctype html>

@@ -81,7 +81,7 @@ class EMAVectorQuantizer(Quantizer):
         """Centres of clusters among the vectors of all processes, each as heavy as its cluster."""
         drawn = draw_for_clustering(placed, self.config.kmeans_vectors * self.vocab_size)
         centres, shares = spherical_kmeans(drawn, self.vocab_size)
-        sizes = shares * len(placed) * world_size()
+        sizes = shares * len(drawn)
         state = self.library.state_dict()
         state["_codebook.embed"] = centres.unsqueeze(0)
         state["_codebook.cluster_size"] = sizes.unsqueeze(0)

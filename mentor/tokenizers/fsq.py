@@ -16,11 +16,11 @@ class FSQConfig(Config):
     """A fixed grid; nothing in it learns and every code can be reached.
 
     Attributes:
-        levels: values that each number of a code vector can take; the number of codes is their product.
+        levels: values that each number of a code vector can take, three or more; the number of codes is their product.
     """
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(gt=1)], ...] = Field(default=(8, 8, 4, 4), min_length=1)
+    levels: tuple[Annotated[int, Field(gt=2)], ...] = Field(default=(8, 8, 4, 4), min_length=1)
 
 
 class FiniteScalarQuantizer(Quantizer):

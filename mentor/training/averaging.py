@@ -1,8 +1,11 @@
 """The running average of the weights."""
 
+from typing import Any
+
 import lightning
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 
@@ -16,6 +19,20 @@ class Averaging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Average after every update; a module whose weights have jumped says so and is averaged anew from there."""
+        if getattr(pl_module, "restart_averaging", False) and self._average_model is not None:
+            self._average_model.n_averaged.zero_()
+            pl_module.restart_averaging = False  # type: ignore[assignment]
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def finish(self, module: lightning.LightningModule) -> None:
         """Put the averaged weights into `module`, as training's end does; for a run that had no step left to do."""

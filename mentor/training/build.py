@@ -60,7 +60,10 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
         _same(config.init_from, tokenizer.config.model_dump(), config.image_tokenizer.model_dump(), "image_tokenizer")
     code_spec(tokenizer, config.data.image_size)
     freeze(tokenizer, config.freeze)
-    return ImageTokenizerModule(tokenizer, config.loss, config.optimizer, config.trainer.max_steps)
+    settings = config.trainer
+    return ImageTokenizerModule(
+        tokenizer.train(), config.loss, config.optimizer, settings.max_steps, settings.log_every
+    )
 
 
 def _aligned(config: AlignmentTraining, datamodule: DataModule) -> tuple[Generator, ImageTokenizer]:

@@ -85,7 +85,7 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` fresh, and on SIGTERM or Ctrl-C finishes the step, saves and stops.
 
     Processes agree after each step, so that a signal that reached one of them stops all at the same step. A second
-    signal stops at once, without a checkpoint.
+    Ctrl-C stops at once, without a checkpoint.
 
     Args:
         folder: where last.ckpt goes.
@@ -98,8 +98,9 @@ class Checkpoints(Checkpoint):
         self._every = every
         self._seconds = 60 * minutes
         self._saved_at = 0.0
-        self._saved_step = 0
+        self._step = 0
         self._signal = 0
+        self._stop = 0
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -110,7 +111,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the signals from Lightning, which would save nothing or end with success (Lightning's hook)."""
         self._saved_at = time.monotonic()
-        self._saved_step = trainer.global_step
+        self._step = trainer.global_step
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
@@ -122,19 +123,31 @@ class Checkpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save when it is time, and stop when a signal came (Lightning's hook)."""
-        stop, late = self._agreed(trainer)
+        """Save when it is time or a signal came (Lightning's hook)."""
         step = trainer.global_step
-        if step == self._saved_step and not stop:
+        if step == self._step:  # in the middle of an accumulation, which a checkpoint would cut in two
             return
+        self._step = step
+        self._stop, late = self._agreed(trainer)
         due = bool(self._every) and step % self._every == 0
-        if due or late or stop or step >= trainer.max_steps:
-            self.save(trainer)
-        if stop:
-            raise Stopped(stop)
+        if due or late or self._stop or step >= trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+            self._saved_at = time.monotonic()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Give the signals back (Lightning's hook)."""
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop if it was agreed on and saved (Lightning's hook)."""
+        if self._stop:
+            raise Stopped(self._stop)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if it was agreed on and saved; not sooner, so that the step's numbers are logged (Lightning's hook)."""
+        if self._stop:
+            raise Stopped(self._stop)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the signals back, before Lightning gives back what it took (Lightning's hook)."""
         self._release()
 
     def on_exception(
@@ -142,13 +155,6 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Give the signals back (Lightning's hook)."""
         self._release()
-
-    def save(self, trainer: lightning.Trainer) -> None:
-        """Write last.ckpt now."""
-        if trainer.global_step != self._saved_step:
-            trainer.save_checkpoint(self.path)
-        self._saved_step = trainer.global_step
-        self._saved_at = time.monotonic()
 
     def _agreed(self, trainer: lightning.Trainer) -> tuple[int, bool]:
         """The signal that any process got, and whether it is time in any."""
@@ -161,7 +167,7 @@ class Checkpoints(Checkpoint):
         return stop, bool(any_late)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
-from mentor.conditioning import drop_condition, encode_condition
+from mentor.conditioning import Condition, drop_condition, encode_condition
 from mentor.errors import UserError
 from mentor.models import Generator
 from mentor.models.checkpoint import weights_fingerprint
@@ -80,11 +80,15 @@ class GeneratorModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine (Lightning's hook)."""
-        return configure_optimizers(self.generator, self._optimizer, self._updates)  # type: ignore[return-value]
+        return configure_optimizers(self.generator, self._optimizer, self._updates)
 
     def on_fit_start(self) -> None:
         """Bring the image tokenizer, which Lightning does not see, to the device (Lightning's hook)."""
         self.image_tokenizer.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Begin logging after the step that the run goes on from (Lightning's hook)."""
+        self._logged = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The batch's mean loss (Lightning's hook)."""
@@ -122,13 +126,31 @@ class GeneratorModule(lightning.LightningModule):
 
     def example_losses(self, prompts: Sequence[Prompt], batch: Batch) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
-        ids = self.encode(batch.targets).ids
-        logits = self.generator(encode_condition(prompts, self.encode, self.device), ids)
+        ids, condition = self.encode_batch(prompts, batch.targets)
+        logits = self.generator(condition, ids)
         smoothing = self.objective.label_smoothing if self.training else 0.0
         entropy = token_entropy(logits, ids, smoothing)
         weights = cell_weights(batch.focus, (ids.shape[1], ids.shape[2]), self.objective.focus_weight)
         right = (logits.argmax(dim=-1) == rearrange(ids, "b gy gx -> b (gy gx)")).float()
         return (entropy * weights).mean(dim=1), right.mean(dim=1)
+
+    def encode_batch(
+        self, prompts: Sequence[Prompt], targets: Float[Tensor, "b c y x"]
+    ) -> tuple[Int[Tensor, "b gy gx"], Condition]:
+        """The targets' ids, and the prompts with their references' codes, from one pass of the image tokenizer.
+
+        A reference that is its own prompt's target, as in reconstruction, is encoded once.
+        """
+        rows = [row for row, prompt in enumerate(prompts) for _ in prompt_images(prompt)]
+        if not rows:
+            return self.encode(targets).ids, Condition(prompts, None)
+        references = torch.stack([image for prompt in prompts for image in prompt_images(prompt)])
+        repeated = (references == targets[rows]).flatten(start_dim=1).all(dim=1)
+        codes = self.encode(torch.cat((targets, references[~repeated])))
+        own = len(targets) + (~repeated).cumsum(dim=0) - 1
+        places = torch.where(repeated, torch.tensor(rows, device=own.device), own)
+        condition = Condition(prompts, Codes(codes.ids[places], codes.latents[places], codes.features[places]))
+        return codes.ids[: len(targets)], condition
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c y x"]) -> Codes:

@@ -21,7 +21,8 @@ class TaskMeans:
     def add(self, tasks: Sequence[str], valid: Bool[Tensor, "b"], quantities: dict[str, Float[Tensor, "b"]]) -> None:
         """Count the valid examples' quantities under their tasks."""
         columns = [valid, *(quantities[name].detach() for name in self._quantities)]
-        values = torch.stack([column.to(torch.float64) for column in columns], dim=1) * valid.unsqueeze(1)
+        values = torch.stack([column.to(torch.float64) for column in columns], dim=1)
+        values = torch.where(valid.unsqueeze(1), values, torch.zeros_like(values))
         self._sums = self._sums.to(values.device)
         rows = torch.tensor([self._rows[task] for task in tasks], device=values.device)
         self._sums.index_add_(0, rows, values)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import Field
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -72,14 +72,8 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, updates: int) 
     return LambdaLR(optimizer, lambda update: rate_factor(update, updates, warmup, config.min_ratio))
 
 
-def configure_optimizers(module: nn.Module, config: OptimizerConfig, updates: int) -> dict[str, Any]:
+def configure_optimizers(module: nn.Module, config: OptimizerConfig, updates: int) -> OptimizerLRSchedulerConfig:
     """What a Lightning module's hook of this name returns: optimizer and schedule, stepped with every update."""
     optimizer = build_optimizer(module, config)
     schedule = build_schedule(optimizer, config, updates)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
-
-
-def gradient_norm(module: nn.Module) -> torch.Tensor:
-    """Euclidean norm over the gradients of all parameters of `module`."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)

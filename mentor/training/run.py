@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mentor.config import flatten
 from mentor.data.datamodule import DataModule
 from mentor.errors import UserError
 from mentor.models import count_parameters
@@ -150,17 +151,16 @@ def fit(
     except Stopped as stop:
         say(f"stopped at step {trainer.global_step}; the same command goes on from {checkpoints.path}")
         raise SystemExit(stop.code) from None
-    except SIGTERMException:
+    except SIGTERMException:  # it came before the first step
         raise SystemExit(143) from None
     except UserError as error:
         # A loader process wraps the error's text in its traceback.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from error
-    except RuntimeError:
-        if checkpoints.requested:  # Ctrl-C reaches the loader processes too, and their end can overtake ours.
+    except (RuntimeError, SystemExit):
+        # Lightning ends with 1 after a second Ctrl-C; and Ctrl-C reaches the loader's processes, which may end first.
+        if checkpoints.requested:
             raise SystemExit(128 + checkpoints.requested) from None
         raise
-    if trainer.interrupted:
-        raise SystemExit(128 + (checkpoints.requested or 2))
 
 
 def conclude(
@@ -184,12 +184,12 @@ def write_release(
     samples: Samples,
 ) -> None:
     """Write the run's release folder, whole or not at all."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | getattr(module, "metrics", {})
     rows = samples.rows(module)
+    settings = flatten(config.model_dump(mode="json"))
     card = Card(
         title=title(config),
-        training={"steps": trainer.global_step, **config.model_dump(mode="json")},
-        metrics=metrics,
+        training={name: value for name, value in settings.items() if name not in ("run.dir", "resume")},
+        metrics=module.metrics,
         data={"root": config.data.root, "fingerprint": datamodule.fingerprint},
         samples=draw_grid(rows) if rows else None,
     )
@@ -212,7 +212,8 @@ def claim(folder: RunFolder, config: TrainBase, settings: dict[str, Any]) -> Non
 
 def announce(config: TrainBase, folder: RunFolder, datamodule: DataModule, module: TrainingModule) -> None:
     """One line on what is going to be trained."""
-    parts = ", ".join(f"{name} {count:,}" for name, count in count_parameters(module).items() if name != "total")
+    counts = count_parameters(module)
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count and name != "total")
     where = f"from step {folder.step} of" if folder.step else "for"
     say(
         f"{title(config)}: training {where} {config.trainer.max_steps} steps of "

@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "no stage": (nothing, TRAIN, ("stage", "tokenizer")),
     "unknown experiment": (nothing, (*TRAIN, "stage=1", "experiment=dmeo"), ("dmeo", "demo")),
     "typo in a training key": (nothing, (*TOKENIZER, "optimizer.lrr=1"), ("optimizer.lrr", "optimizer.lr")),
-    "typo in a training group": (nothing, (*TOKENIZER, "image_tokenizer=vqq"), ("vqq", "fsq")),
+    "typo in a training group": (nothing, (*TOKENIZER, "image_tokenizer=vqq"), ("vqq", "f16")),
     "wrong type of a training value": (nothing, (*TOKENIZER, "trainer.max_steps=many"), ("trainer.max_steps", "many")),
     "override without a value": (nothing, (*TRAIN, "stage=1", "seed"), ("seed", "key=value")),
     "unknown task in the mixture": (nothing, (*TOKENIZER, "+data.mixture.paint=1"), ("paint", "segment")),
@@ -171,7 +171,6 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "recipe file that is missing": (nothing, (*SHARDS, "other/mine.yaml"), ("other/mine.yaml",)),
     "recipe without records": (recipe_without_records, (*SHARDS, "./none.yaml", "output=out"), ("record",)),
     "limit of no records": (nothing, (*SHARDS, "shapes", "limit=0", "output=out"), ("limit",)),
-    "corrupt image in a shard, training": (corrupt_images, TOKENIZER, (".tar", "damaged")),
     "corrupt image in a shard, evaluation": (corrupt_images, (*EVALUATE, *SOUND), (".tar", "damaged")),
     "corrupt reference image": (corrupt_picture, (*DRAW, "<image>", "--image", "red.png"), ("red.png",)),
     "missing reference image": (nothing, (*DRAW, "<image>", "--image", "blue.png"), ("blue.png",)),
@@ -227,6 +226,19 @@ def test_mistake_in_a_process_of_its_own(mistake: str, place: Path, command: Cal
     ended = command(*arguments, cwd=place)
     check_refusal(ended.returncode, ended.stderr, said)
     assert ended.stdout == ""
+
+
+def test_corrupt_image_met_in_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Found on the way, so lines about progress come before the one about the mistake."""
+    corrupt_images(place)
+    code = run_here(TOKENIZER, monkeypatch)
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("test tokenizer: ") for line in lines[:-1]), lines
+    check_refusal(code, lines[-1], (".tar", "damaged", "train-"))
+    assert not list(place.rglob("release"))
+    assert not list(place.rglob("*.partial"))
 
 
 def test_run_folder_of_another_experiment(

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from PIL import Image
 from mentor.generate import generate, load
 from mentor.models.checkpoint import read_config
 
+ROOT = Path(__file__).resolve().parents[2]
 DEMO = ("tools/demo.py", "--experiment", "test", "--recipe", "shapes", "limit=300", "samples_per_shard=50")
 METRICS = {
     "tokenizer/psnr",
@@ -32,11 +37,37 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> Path:
-    """The folder in which the path was walked once."""
+    """The folder in which the path was walked: interrupted once by Ctrl-C, then started again and finished."""
     folder = tmp_path_factory.mktemp("demo")
+    interrupt_in_second_phase(folder)
     ended = command(*DEMO, cwd=folder, timeout=400)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert "already holds" in ended.stdout, "the shards should have been there"
     return folder
+
+
+def interrupt_in_second_phase(folder: Path) -> None:
+    """Start the demo and press Ctrl-C, so to speak, as soon as the second phase reports its first step."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / DEMO[0]), *DEMO[1:]],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if line.startswith("test tokenizer: step"):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        said += process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "interrupted" in said.splitlines()[-1]
 
 
 def release_of(path: Path) -> Path:

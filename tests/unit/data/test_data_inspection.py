@@ -21,10 +21,10 @@ def test_sheets_of_records_and_of_every_task_are_written_and_named(command, shap
 
 
 def test_the_same_seed_gives_the_same_sheet(command, shapes, tmp_path):
-    for name, seed in [("one", 0), ("two", 0), ("three", 1)]:
-        command("tools/inspect_shards.py", shapes, "--output", name, "--num", "2", "--seed", str(seed), cwd=tmp_path)
-    one, two, three = ((tmp_path / name / "task_recover.png").read_bytes() for name in ("one", "two", "three"))
-    assert one == two != three
+    for name in ("one", "two"):
+        command("tools/inspect_shards.py", shapes, "--output", name, "--num", "2", cwd=tmp_path)
+    one, two = ((tmp_path / name / "task_recover.png").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,196 @@
+"""Training with two processes on the CPU: disjoint shards, the curve of one process, and an end when one is stopped."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from mentor.models.checkpoint import Card, save_image_tokenizer
+from mentor.tokenizers import ImageTokenizerConfig, VQConfig, build_image_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 12
+LIMIT = 80
+
+# The real command, which also notes what each process reads.
+DRIVER = """
+import os
+from mentor.data.stream import TrainingStream
+from mentor.errors import run_main
+from mentor.train import main
+
+original = TrainingStream.batch
+
+def batch(self, step, rank=0, world=1):
+    task, samples = original(self, step, rank, world)
+    with open(f"{os.environ['SEEN']}.{rank}", "a") as file:
+        for sample in samples:
+            file.write(f"{step} {task} {sample.epoch} {sample.shard} {sample.position}\\n")
+    return task, samples
+
+TrainingStream.batch = batch
+run_main(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ImageTokenizerConfig(
+        channels=8,
+        multipliers=(1, 2),
+        stem=4,
+        attention=False,
+        middle=False,
+        latent_width=16,
+        groups=8,
+        encoder_blocks=1,
+        decoder_blocks=1,
+        quantizer=VQConfig(codes=32),
+    )
+    folder = tmp_path_factory.mktemp("image_tokenizer") / "release"
+    save_image_tokenizer(folder, build_image_tokenizer(config).eval(), 64, Card("test"))
+    return folder
+
+
+def start(folder: Path, shapes: Path, image_tokenizer: Path, *overrides: str) -> subprocess.Popen[str]:
+    folder.mkdir()
+    driver = folder / "drive.py"
+    driver.write_text(DRIVER)
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "SEEN": str(folder / "seen"), "OMP_NUM_THREADS": "1"}
+    settings = (
+        "stage=1",
+        "experiment=test",
+        f"data.root={shapes}",
+        f"image_tokenizer_from={image_tokenizer}",
+        "trainer.precision=32-true",
+        "trainer.timeout=40",
+        f"run.dir={folder / 'run'}",
+        *overrides,
+    )
+    # Processes that wait for each other do not heed a friendly signal, so the second one is not friendly.
+    limit = ("timeout", "-k", "5", str(LIMIT)) if shutil.which("timeout") else ()
+    command = [*limit, sys.executable, str(driver), *settings]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=LIMIT + 10)
+    return process.returncode, output
+
+
+def curve(folder: Path) -> dict[str, dict[int, float]]:
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    with (folder / "run" / "logs" / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    values[name][int(row["step"])] = float(value)
+    return values
+
+
+def seen(folder: Path, rank: int) -> list[tuple[str, ...]]:
+    return [tuple(line.split()) for line in (folder / f"seen.{rank}").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_read_disjoint_shards_and_learn_like_one(
+    shapes: Path, image_tokenizer: Path, tmp_path: Path
+) -> None:
+    steps = (f"trainer.max_steps={STEPS}", "trainer.validate_every=6", "data.batch_size=8", "data.lanes=2")
+    alone = start(tmp_path / "one", shapes, image_tokenizer, *steps)
+    together = start(tmp_path / "two", shapes, image_tokenizer, *steps, "trainer.devices=2")
+    for process in (alone, together):
+        code, output = finish(process)
+        assert code == 0, output
+    assert "arning" not in output
+
+    by_rank = [seen(tmp_path / "two", rank) for rank in (0, 1)]
+    shards: list[dict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
+    for rank in (0, 1):
+        for _, _, epoch, shard, _ in by_rank[rank]:
+            shards[rank][epoch].add(shard)
+    for epoch in shards[0].keys() | shards[1].keys():
+        assert not shards[0][epoch] & shards[1][epoch]
+    assert sorted(by_rank[0] + by_rank[1]) == sorted(seen(tmp_path / "one", 0))
+    assert len(by_rank[0]) == len(by_rank[1]) == STEPS * 4
+
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert len(one["train/loss"]) == STEPS
+    assert {"train/loss/segment", "val/loss/text_to_image"} <= one.keys()
+    for name in one:
+        if "loss" in name:
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the second process in /proc")
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
+    shapes: Path, image_tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    changes = ("trainer.max_steps=100000", "trainer.validate_every=0", "trainer.devices=2", "data.lanes=2")
+    process = start(folder, shapes, image_tokenizer, *changes)
+    second = folder / "seen.1"
+    try:
+        deadline = time.monotonic() + LIMIT - 15
+        while time.monotonic() < deadline and not (second.is_file() and len(second.read_text()) > 500):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.2)
+        children = [pid for pid in descendants(process.pid) if "LOCAL_RANK=1" in environment_of(pid)]
+        assert len(children) == 1
+        os.kill(children[0], signal.SIGTERM)
+        code, output = finish(process)
+    finally:
+        process.kill()
+    assert code == 128 + signal.SIGTERM, output
+    assert "same command goes on" in output
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] > 0
+    deadline = time.monotonic() + 15
+    while is_alive(children[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def descendants(parent: int) -> list[int]:
+    """Numbers of the processes below `parent`."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended meanwhile
+            continue
+    found, grown = {parent}, True
+    while grown:
+        below = {pid for pid, above in parents.items() if above in found} - found
+        found, grown = found | below, bool(below)
+    return sorted(found - {parent})
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process has not ended; one that nobody has asked for its end yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def environment_of(pid: int) -> list[str]:
+    """The process's environment as NAME=VALUE."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
