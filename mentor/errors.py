@@ -1,12 +1,26 @@
 """The one error class for mistakes a user can make, and the wrapper that turns it into one line and exit code 2."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
     """A mistake of whoever called: the message says what was given, what is allowed and what to do, on one line."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command-line parser whose complaints are user errors: one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message} (--help explains all options)")
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mentor.config import compose_command, flatten, validate
 from mentor.data.shards import ShardSet
@@ -117,7 +117,17 @@ def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig)
 
 def show(results: Results, console: Console) -> None:
     """Print the leading numbers beside their floors, ceilings, chance and doing nothing."""
-    table = Table("measure", "value", "floor", "", "ceiling", "chance", "nothing", box=None, pad_edge=False)
+    table = Table(
+        Column("measure", no_wrap=True, min_width=30),
+        "value",
+        "floor",
+        "",
+        "ceiling",
+        "chance",
+        "nothing",
+        box=None,
+        pad_edge=False,
+    )
     for headline in HEADLINES:
         if headline.key not in results.metrics:
             continue

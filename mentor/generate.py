@@ -1,4 +1,4 @@
-"""Pictures from a prompt of text and images: `load` and `generate` for Python, `python -m mentor.generate` for the shell."""
+"""Pictures from a prompt of text and images: `load` and `generate` in Python, `python -m mentor.generate` outside."""
 
 import argparse
 import base64
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mentor import __version__
 from mentor.conditioning import encode_condition
-from mentor.errors import UserError, run_main
+from mentor.errors import Arguments, UserError, run_main
 from mentor.models.checkpoint import Release, load_generator
 from mentor.sampling import SamplingConfig, sample
 from mentor.types import IMAGE_MARK, parse_prompt
@@ -114,14 +114,21 @@ def generate(
         seeds = list(range(seed + first, seed + min(first + BATCH_SIZE, num_images)))
         condition = encode_condition([parsed] * len(seeds), release.image_tokenizer.encode, model.device)
         done = len(made) * release_tokens(model)
-        report = on_step and (lambda step, _, done=done, n=len(seeds): on_step(done + step * n, total))
+        report = _scaled(on_step, done, len(seeds), total)
         ids = sample(release.generator, condition, seeds, config, on_step=report)
-        decoded = release.image_tokenizer.decode_ids(ids).cpu()
-        for picture_seed, pixels in zip(seeds, decoded, strict=True):
-            picture = to_picture(pixels)
+        for picture_seed, grid in zip(seeds, ids, strict=True):
+            # One at a time: convolutions round differently in batches of different size, by up to one grey level.
+            picture = to_picture(release.image_tokenizer.decode_ids(grid.unsqueeze(0))[0].cpu())
             picture.info[METADATA_KEY] = json.dumps(settings | {"seed": picture_seed}, ensure_ascii=False)
             made.append(picture)
     return made
+
+
+def _scaled(
+    on_step: Callable[[int, int], None] | None, done: int, pictures: int, total: int
+) -> Callable[[int, int], None] | None:
+    """`on_step` for one batch among several: counts the tokens of all its pictures after those of earlier batches."""
+    return on_step and (lambda step, _: on_step(done + step * pictures, total))
 
 
 def release_tokens(model: Model) -> int:
@@ -255,7 +262,7 @@ def make_grid(pictures: Sequence[Image.Image], gap: int = 2) -> Image.Image:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, parsed."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m mentor.generate",
         description="Draw pictures that follow a prompt of text and images.",
         epilog='Example: python -m mentor.generate "The mug in <image>. a large mug at the left on red stripes" '
@@ -267,8 +274,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
     add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the PNGs (default: outputs)")
     add("--num-images", type=int, default=1, metavar="N", help="pictures to draw (default: 1)")
-    add("--guidance", type=float, default=2.0, metavar="G", help="1 is none, 2 to 4 follows the prompt closer (default: 2)")
-    add("--guidance-images", type=float, metavar="G", help="guidance of its own for the images (default: as --guidance)")
+    add(
+        "--guidance",
+        type=float,
+        default=2.0,
+        metavar="G",
+        help="1 is none, 2 to 4 follows the prompt closer (default: 2)",
+    )
+    add(
+        "--guidance-images", type=float, metavar="G", help="guidance of its own for the images (default: as --guidance)"
+    )
     add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest codes; 0 is all (default: 0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest codes with share P (default: 1)")
@@ -298,7 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = ["guidance", "guidance_images", "temperature", "top_k", "top_p", "num_images", "seed"]
         settings = {name: getattr(options, name) for name in names}
         with Progress(
-            TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(), transient=True
+            TextColumn("drawing"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeRemainingColumn(),
+            transient=True,
         ) as progress:
             task = progress.add_task("drawing")
             update: Callable[[int, int], None] = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731

@@ -22,7 +22,7 @@ class SamplingConfig(Config):
 
     Attributes:
         guidance: how far to go from the unconditional towards the conditional prediction; 1 is no guidance.
-        guidance_images: scale of its own for the reference images (then `guidance` is the text's); None: the same for both.
+        guidance_images: scale of its own for the reference images (then `guidance` is the text's); None: one for both.
         temperature: spread of the draw; 0 takes the likeliest token.
         top_k: draw from the k likeliest tokens only; 0 is all.
         top_p: draw from the likeliest tokens that together hold this share of the probability; 1 is all.
@@ -39,7 +39,9 @@ class SamplingConfig(Config):
         if self.guidance < 0 or (self.guidance_images is not None and self.guidance_images < 0):
             raise ValueError("guidance must be 0 or more (1 is no guidance, 2 to 4 is usual)")
         if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} must be 0 (greedy) or more (1 draws as the model predicts)")
+            raise ValueError(
+                f"temperature {self.temperature} must be 0 (greedy) or more (1 draws as the model predicts)"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
@@ -72,7 +74,9 @@ def sample(
     device = prefix.embeddings.device
     length = prefix.embeddings.shape[1] + tokens - 1
     cache = generator.backbone.make_cache(len(rows.prompts), length, device, prefix.embeddings.dtype)
-    draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+    draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
+        device
+    )
     filters = [*processors, *standard_processors(config)]
     copies = len(rows.prompts) // len(seeds)
     chosen: list[Tensor] = []
@@ -95,8 +99,8 @@ def guidance_rows(
     """The rows that guidance needs, and the function that makes their logits one.
 
     With one scale: u + s (f - u), two rows a picture. With a scale for images and one for text:
-    u + s_image (i - u) + s_text (f - i), three rows, where u is the null condition, i has the images only, f is the full
-    prompt (InstructPix2Pix, arXiv 2211.09800, equation 3). Rows come in blocks: all f, then all u, then all i.
+    u + s_image (i - u) + s_text (f - i), three rows, where u is the null condition, i has the images only, f is the
+    full prompt (InstructPix2Pix, arXiv 2211.09800, equation 3). Rows come in blocks: all f, then all u, then all i.
     """
     prompts = list(condition.prompts)
     count = len(prompts)
@@ -146,7 +150,7 @@ def keep_top_k(logits: Float[Tensor, "b v"], k: int) -> Float[Tensor, "b v"]:
 
 
 def keep_top_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
-    """The logits with all at minus infinity but the fewest likeliest whose probability reaches `p` (arXiv 1904.09751)."""
+    """The logits with all at minus infinity but the fewest likeliest that together reach `p` (arXiv 1904.09751)."""
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities

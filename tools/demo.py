@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mentor.errors import UserError, run_main
+from mentor.errors import Arguments, UserError, run_main
 from mentor.evaluation.headlines import HEADLINES
 
 TOOLS = Path(__file__).resolve().parent
@@ -237,7 +237,7 @@ def show_places(console: Console, run: Path, seconds: float) -> None:
 
 def main() -> None:
     """Run what is not finished yet, then show the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--experiment", default="demo", metavar="NAME", help="a name in configs/experiment (default: demo)"
     )

@@ -5,7 +5,6 @@
 The task sheets show what the model gets: text and reference pictures in their order, and the target's pixels.
 """
 
-import argparse
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from mentor.data.shards import ShardSet
 from mentor.data.stream import Sample
 from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS
 from mentor.data.transforms import to_pixels
-from mentor.errors import UserError, run_main
+from mentor.errors import Arguments, UserError, run_main
 from mentor.types import Example, TextSegment
 
 PICTURE, GAP, COLUMNS = 192, 12, 3
@@ -32,7 +31,7 @@ LINE = 20
 
 def main() -> None:
     """Write the sheets and print their names."""
-    parser = argparse.ArgumentParser(description="Contact sheets of a data set's records and of what its tasks ask.")
+    parser = Arguments(description="Contact sheets of a data set's records and of what its tasks ask.")
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder with manifest.json")
     parser.add_argument("--output", type=Path, help="where the PNG files go (default: DATA_DIR/sheets)")
     parser.add_argument("--num", type=int, default=12, help="records or examples on a sheet (default: 12)")

@@ -1,8 +1,8 @@
 """The project's own conditioner: BPE text and the image tokenizer's view of the references, with nothing pretrained.
 
-What makes copying from a reference appear in seconds of training and not in hours: a reference cell is described by its
-quantised latent (exactly what the target's code stands for) together with the encoder's features (what survives when the
-reference is blurred or moved), and it carries the same grid position as the target cell it stands for.
+What makes copying from a reference appear in seconds of training and not in hours: a reference cell is described by
+its quantised latent (exactly what the target's code stands for) together with the encoder's features (what survives
+when the reference is blurred or moved), and it carries the same grid position as the target cell it stands for.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ class NativeConfig(Config):
         text_vocab_size: entries that the BPE may have at most.
         max_prefix: prefix tokens a prompt may take, the start token included.
         image_features: what a reference cell is described by.
-        shared_cells: give reference cells the grid position of the target cells they stand for; else positions of their own.
+        shared_cells: give reference cells the grid position of the target cells they stand for; else their own.
         hidden: hidden width of the projector, in multiples of the model's width.
     """
 
@@ -69,8 +69,8 @@ class ImageProjector(nn.Module):
 class NativeConditioner(nn.Module):
     """Turns prompts into a prefix.
 
-    Every segment token also gets the embedding of its place in the prompt, in which a whole image counts as one place: so
-    text keeps its order, and several images are told apart, whatever their size.
+    Every segment token also gets the embedding of its place in the prompt, in which a whole image counts as one place:
+    so text keeps its order, and several images are told apart, whatever their size.
     """
 
     def __init__(self, config: NativeConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, width: int) -> None:

@@ -54,7 +54,7 @@ class Condition:
 def encode_condition(
     prompts: Sequence[Prompt], encode: Callable[[Float[Tensor, "b c y x"]], Codes], device: torch.device | str = "cpu"
 ) -> Condition:
-    """The prompts with their reference images encoded in one go; an image that stands in several rows is encoded once."""
+    """The prompts with their reference images encoded in one go; an image in several rows is encoded once."""
     images = [image for prompt in prompts for image in prompt_images(prompt)]
     if not images:
         return Condition(prompts, None)

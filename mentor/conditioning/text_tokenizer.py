@@ -47,7 +47,9 @@ class TextTokenizer:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"no text tokenizer at {path}: give a release folder that has text_tokenizer.json") from error
+            raise UserError(
+                f"no text tokenizer at {path}: give a release folder that has text_tokenizer.json"
+            ) from error
         except Exception as error:  # the library raises bare Exception for anything it cannot parse
             raise UserError(f"{path} is not a text tokenizer ({error}): write it again from its run") from error
 

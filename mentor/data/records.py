@@ -1,4 +1,4 @@
-"""What a shard stores: the record, its objects and its other views. The schema is documented in data_recipes/README.md."""
+"""What a shard stores: the record, its objects and its other views; data_recipes/README.md documents the schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -205,7 +205,8 @@ def object_mask(pixels: Float[np.ndarray, "y x 3"], backdrop: Float[np.ndarray, 
 
 def clean_mask(mask: Mask, certain: Mask | None = None) -> Mask:
     """Components that reach into `certain` and are no specks (an eighth of the largest one at least), holes filled."""
-    labels, count = _components(ndimage.binary_fill_holes(mask), np.ones((3, 3), bool))
+    filled = np.asarray(ndimage.binary_fill_holes(mask), dtype=bool)
+    labels, count = _components(filled, np.ones((3, 3), bool))
     if not count:
         return np.zeros_like(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

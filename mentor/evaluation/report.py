@@ -35,9 +35,9 @@ TASK_NOTES = {
 
 CHANCE_NOTE = (
     "Ground truth: the target picture itself, which tells what the measuring is worth. Ceiling: the target after a "
-    "round trip through the image tokenizer; a generator of its codes can hardly beat it. Chance: the target of another "
-    "example. Doing nothing: the input picture left as it is. All on held-out subjects; &plusmn; is the standard error "
-    "of the mean."
+    "round trip through the image tokenizer; a generator of its codes can hardly beat it. Chance: the target of "
+    "another example. Doing nothing: the input picture left as it is. All on held-out subjects; &plusmn; is the "
+    "standard error of the mean."
 )
 
 

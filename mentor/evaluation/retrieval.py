@@ -2,8 +2,8 @@
 
 Again analysis-by-synthesis: each candidate's cut-out (from its own reference picture and mask) is put on the backdrop
 that the scene oracle found, where the picture has its object, and the two are compared in a perceptual colour space,
-coarse to fine, allowing small shifts. Comparing whole renderings makes up for what a mask cannot know: a white object on
-a white background still has its dark parts in the right places.
+coarse to fine, allowing small shifts. Comparing whole renderings makes up for what a mask cannot know: a white object
+on a white background still has its dark parts in the right places.
 """
 
 import functools

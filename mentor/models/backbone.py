@@ -19,8 +19,8 @@ class BackboneConfig(Config):
         kv_heads: key-value heads (grouped-query attention); 0 means as many as `heads`.
         rope_base: base of the rotary frequencies; 10000 at 16 x 16 and above, less on small grids, where long waves
             would leave most pairs still.
-        rope_prefix: whether reference cells in the prefix are turned like the target cells they stand for (the default),
-            or left alone like all of MENTOR's prefix.
+        rope_prefix: whether reference cells in the prefix are turned like the target cells they stand for (the
+            default), or left alone like all of MENTOR's prefix.
     """
 
     layers: int

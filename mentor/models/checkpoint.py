@@ -61,9 +61,7 @@ def code_spec(image_tokenizer: ImageTokenizer, image_size: int) -> CodeSpec:
             f"take {image_size // image_tokenizer.factor * image_tokenizer.factor or image_tokenizer.factor}"
         )
     side = image_size // image_tokenizer.factor
-    return CodeSpec(
-        (side, side), image_tokenizer.vocab_size, image_tokenizer.code_width, image_tokenizer.feature_width
-    )
+    return CodeSpec((side, side), image_tokenizer.vocab_size, image_tokenizer.code_width, image_tokenizer.feature_width)
 
 
 def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer, image_size: int, card: Card) -> None:
@@ -149,7 +147,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): copy the release folder again") from error
     if not isinstance(config, dict) or config.get("format") != "mentor" or "kind" not in config:
-        raise UserError(f"{path} does not describe a mentor model (no \"format\": \"mentor\" in it)")
+        raise UserError(f'{path} does not describe a mentor model (no "format": "mentor" in it)')
     if config.get("version", 0) > FORMAT_VERSION:
         raise UserError(f"{path} has format version {config['version']}, this is {FORMAT_VERSION}: update mentor")
     return config
@@ -194,7 +192,9 @@ def _parse(kind: Any, config: Mapping[str, Any], key: str, folder: Path) -> Any:
     try:
         return TypeAdapter(kind).validate_python(config[key])
     except (KeyError, ValidationError) as error:
-        raise UserError(f"{folder}/config.json has no valid {key!r} part ({error}): copy the release folder again") from error
+        raise UserError(
+            f"{folder}/config.json has no valid {key!r} part ({error}): copy the release folder again"
+        ) from error
 
 
 def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card: Card) -> None:
@@ -207,7 +207,9 @@ def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card
     about = {"training": dict(card.training), "metrics": dict(card.metrics), "data": dict(card.data)}
     text = json.dumps(header | config | about, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS
+    )
     if card.samples is not None:
         card.samples.save(folder / "samples.png")
     (folder / "README.md").write_text(render_card(card, config, module), encoding="utf-8")
@@ -217,17 +219,30 @@ def render_card(card: Card, config: Mapping[str, Any], module: nn.Module) -> str
     """The model card as Markdown: what it is, how to use it, what it was trained on, what it scores, its limits."""
     size = sum(parameter.numel() for parameter in module.parameters())
     lines = ["---", "library_name: mentor", "license: apache-2.0", "---", "", f"# {card.title}", ""]
-    lines.append(f"{config['kind'].replace('_', ' ').capitalize()}, {size / 1e6:.2f} M parameters, {config['image_size']} px.")
+    lines.append(
+        f"{config['kind'].replace('_', ' ').capitalize()}, {size / 1e6:.2f} M parameters, {config['image_size']} px."
+    )
     if card.samples is not None:
         lines += ["", "![samples](samples.png)"]
     if config["kind"] == "generator":
-        lines += ["", "```python", "from mentor.generate import generate, load", "", 'model = load("path/to/this/folder")']
+        lines += [
+            "",
+            "```python",
+            "from mentor.generate import generate, load",
+            "",
+            'model = load("path/to/this/folder")',
+        ]
         lines += ['pictures = generate(model, "a large apple at the left on a blue background", num_images=4)', "```"]
     for heading, facts in (("Training", card.training), ("Data", card.data), ("Metrics", card.metrics)):
         if facts:
             lines += ["", f"## {heading}", "", "| | |", "| --- | --- |"]
             lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
-    lines += ["", "## Limits", "", "It draws what its training data shows and little else; check its pictures before use."]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "It draws what its training data shows and little else; check its pictures before use.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -248,7 +263,9 @@ class _whole_folder:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot write {self.partial} ({error.strerror}): choose a folder that can be written") from error
+            raise UserError(
+                f"cannot write {self.partial} ({error.strerror}): choose a folder that can be written"
+            ) from error
         return self.partial
 
     def __exit__(self, kind: Any, *_: Any) -> None:

@@ -17,8 +17,8 @@ class GeneratorConfig(Config):
     """The parts of a generator.
 
     Attributes:
-        grid_std: standard deviation that the grid's row and column embeddings start with. It must be about as loud as the
-            content of a token, or attention finds a cell's counterpart in the reference only after long training.
+        grid_std: standard deviation that the grid's row and column embeddings start with. It must be about as loud as
+            the content of a token, or attention finds a cell's counterpart in the reference only after long training.
     """
 
     conditioner: ConditionerConfig
@@ -31,8 +31,8 @@ class Generator(nn.Module):
     """Writes a grid of codes token by token after a prefix (MENTOR, arXiv 2507.09574).
 
     The prefix sees itself in both directions, image tokens see the prefix and what was written before. Each token is
-    placed at the cell that it *predicts*: the start token at cell 0, code i at cell i + 1. That is the place a reference's
-    cell has too, so the query that predicts a cell finds its counterpart at distance zero.
+    placed at the cell that it *predicts*: the start token at cell 0, code i at cell i + 1. That is the place that a
+    reference's cell has too, so the query that predicts a cell finds its counterpart at distance zero.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Generator(nn.Module):
         self.head = ARHead(config.head, codebook, width)
 
     def forward(self, condition: Condition, ids: Int[Tensor, "b gy gx"]) -> Float[Tensor, "b t v"]:
-        """Logits of every image token given the prompt and the true tokens before it (teacher forcing), in raster order."""
+        """Logits of every image token given the prompt and the true tokens before it (teacher forcing)."""
         prefix = self.conditioner(condition)
         tokens = rearrange(ids, "b gy gx -> b (gy gx)")[:, :-1]
         cells = self.token_cells(1, self.spec.tokens, tokens.device).expand(len(tokens), -1, -1)

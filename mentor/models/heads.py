@@ -24,6 +24,8 @@ class ARHeadConfig(Config):
 class CodeEmbedding(nn.Module):
     """Input token of a code: a free vector plus, when tied, a projection of the code vector."""
 
+    codebook: Float[Tensor, "v c"]
+
     def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int) -> None:
         super().__init__()
         self.free = nn.Embedding(codebook.shape[0], width)
@@ -42,6 +44,8 @@ class CodeEmbedding(nn.Module):
 class ARHead(nn.Module):
     """Logits over the codebook: a free linear layer plus, when tied, the match of a projected state with each code."""
 
+    codebook: Float[Tensor, "v c"]
+
     def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int) -> None:
         super().__init__()
         self.free = nn.Linear(width, codebook.shape[0], bias=False)
@@ -49,7 +53,7 @@ class ARHead(nn.Module):
         self.register_buffer("codebook", standardise(codebook))
         self.tied = nn.Linear(width, codebook.shape[1], bias=False) if config.tied else None
         if self.tied is not None:
-            nn.init.normal_(self.tied.weight, std=width**-0.5)
+            nn.init.normal_(self.tied.weight, std=(width * codebook.shape[1]) ** -0.5)
 
     def forward(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Unnormalised log-probabilities of every code."""
@@ -58,7 +62,7 @@ class ARHead(nn.Module):
 
 
 def standardise(codebook: Float[Tensor, "v c"]) -> Float[Tensor, "v c"]:
-    """The codebook with mean 0 and variance 1 over all its numbers, so that its scale does not depend on the quantizer."""
+    """The codebook with mean 0 and variance 1 over all its numbers, whatever the quantizer's scale."""
     codebook = codebook.detach().float()
     spread = codebook.std()
     return (codebook - codebook.mean()) / torch.where(spread > 0, spread, torch.ones_like(spread))

@@ -31,7 +31,7 @@ class KVCache:
     def append(
         self, layer: int, keys: Float[Tensor, "b g n k"], values: Float[Tensor, "b g n k"]
     ) -> tuple[Float[Tensor, "b g m k"], Float[Tensor, "b g m k"]]:
-        """Everything that `layer` has stored so far, the new tokens included; `advance` moves on after the last layer."""
+        """All that `layer` has stored so far, the new tokens included; `advance` moves on after the last layer."""
         end = self.filled + keys.shape[2]
         if end > self.length:
             raise IndexError(f"the cache holds {self.length} tokens and {end} were asked for")
@@ -55,7 +55,7 @@ def attend(
     values: Float[Tensor, "b g m k"],
     mask: Bool[Tensor, "b 1 n m"] | None,
 ) -> Float[Tensor, "b h n k"]:
-    """Softmax attention; `g` key-value heads serve `h` query heads in equal groups. The mask is True where one may look."""
+    """Softmax attention; `g` key-value heads serve `h` query heads in equal groups; mask True where one may look."""
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:
         keys = keys.repeat_interleave(groups, dim=1)

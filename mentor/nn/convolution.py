@@ -5,6 +5,7 @@ Names of parts follow the published weights of that tokenizer, so that they load
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -13,9 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation with the epsilon of the published tokenizers."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class PlaceNorm(nn.LayerNorm):
+    """Normalisation of each place of a map over its own channels, whatever the other places hold."""
+
+    def forward(self, input: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """The normalised map."""
+        return rearrange(super().forward(rearrange(input, "b c y x -> b y x c")), "b y x c -> b c y x")
+
+
+def build_norm(channels: int, groups: int) -> nn.Module:
+    """Group normalisation with the epsilon of the published tokenizers; `PlaceNorm` for 0 groups."""
+    return nn.GroupNorm(groups, channels, eps=1e-6) if groups else PlaceNorm(channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
@@ -23,9 +32,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels, groups)
+        self.norm1 = build_norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = build_norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -41,7 +50,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = build_norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -80,13 +89,12 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention if there is any, then a change of resolution."""
+    """The residual blocks of one resolution, each followed by attention if any, then a change of resolution."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool, groups: int) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * blocks
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.res = nn.ModuleList(ResidualBlock(before, after, groups) for before, after in pairs)
+        self.res = nn.ModuleList(ResidualBlock(before, after, groups) for before, after in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(blocks if attention else 0))
         self.downsample: nn.Module = nn.Identity()
         self.upsample: nn.Module = nn.Identity()
@@ -103,7 +111,9 @@ class Level(nn.Module):
 def middle(channels: int, attention: bool, groups: int) -> nn.ModuleList:
     """What stands between the levels and the codes: residual, attention (or nothing), residual."""
     between = AttentionBlock(channels, groups) if attention else nn.Identity()
-    return nn.ModuleList([ResidualBlock(channels, channels, groups), between, ResidualBlock(channels, channels, groups)])
+    return nn.ModuleList(
+        [ResidualBlock(channels, channels, groups), between, ResidualBlock(channels, channels, groups)]
+    )
 
 
 @dataclass(frozen=True)
@@ -115,11 +125,11 @@ class ConvShape:
         blocks: residual blocks a level.
         latent_width: channels of the coarse map that the encoder gives and the decoder takes.
         stem: side of the pixel square that is one place of the finest level.
-        patches: change the resolution by 2x2 patches that do not overlap, and the width with it: a fraction of the cost of
-            3x3 convolutions at the finer resolution.
+        patches: change the resolution by 2x2 patches that do not overlap, and the width with it: a fraction of the cost
+            of 3x3 convolutions at the finer resolution.
         attention: attention at the coarsest level and in the middle.
         middle: whether there are two more residual blocks at the coarsest resolution.
-        groups: groups of the normalisations.
+        groups: groups of the normalisations; 0 normalises each place by itself.
     """
 
     widths: Sequence[int]
@@ -153,7 +163,7 @@ class ConvEncoder(nn.Module):
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
         self.mid = middle(widths[-1], shape.attention, groups) if shape.middle else nn.ModuleList()
-        self.norm_out = group_norm(widths[-1], groups)
+        self.norm_out = build_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], shape.latent_width, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d gy gx"]:
@@ -162,6 +172,44 @@ class ConvEncoder(nn.Module):
         for block in [*self.conv_blocks, *self.mid]:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class PlaceBlock(nn.Module):
+    """Norm, 1x1 convolution to a wider map, swish, 1x1 convolution back, added to the input: places do not mix."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = PlaceNorm(channels, eps=1e-6)
+        self.up = nn.Conv2d(channels, hidden, 1)
+        self.down = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """The map after the block."""
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+
+class PatchEncoder(nn.Module):
+    """Pixels to a coarse feature map whose every place sees its own square of pixels and nothing else.
+
+    Args:
+        patch: side of that square.
+        width: channels within.
+        blocks: how many blocks.
+        latent_width: channels of the result.
+    """
+
+    def __init__(self, patch: int, width: int, blocks: int, latent_width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.conv_in = nn.Conv2d(3 * patch**2, width, 1)
+        self.blocks = nn.Sequential(*(PlaceBlock(width, 2 * width) for _ in range(blocks)))
+        self.norm_out = PlaceNorm(width, eps=1e-6)
+        self.conv_out = nn.Conv2d(width, latent_width, 1)
+
+    def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d gy gx"]:
+        """The feature map."""
+        x = self.conv_in(F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last))
+        return self.conv_out(F.silu(self.norm_out(self.blocks(x))))
 
 
 class ConvDecoder(nn.Module):
@@ -185,7 +233,7 @@ class ConvDecoder(nn.Module):
             elif not last:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
-        self.norm_out = group_norm(widths[-1], groups)
+        self.norm_out = build_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3 * shape.stem**2, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b d gy gx"]) -> Float[Tensor, "b 3 y x"]:

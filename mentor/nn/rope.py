@@ -1,4 +1,4 @@
-"""Rotary positions over a grid: half of the pairs turn with the row, half with the column (as LlamaGen's decoder does)."""
+"""Rotary positions over a grid: half of the pairs turn with the row, half with the column, as in LlamaGen's decoder."""
 
 import torch
 from einops import rearrange

@@ -5,6 +5,7 @@ from mentor.tokenizers.fsq import FiniteScalarQuantizer, FSQConfig
 from mentor.tokenizers.image_tokenizer import (
     ImageTokenizer,
     ImageTokenizerConfig,
+    PatchEncoderConfig,
     TokenizerOutput,
     build_image_tokenizer,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "FiniteScalarQuantizer",
     "ImageTokenizer",
     "ImageTokenizerConfig",
+    "PatchEncoderConfig",
     "PixelLoss",
     "PixelLossConfig",
     "Quantized",

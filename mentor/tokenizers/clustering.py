@@ -25,14 +25,22 @@ def draw_for_clustering(vectors: Float[Tensor, "n c"], most: int) -> Float[Tenso
     return draw_vectors(vectors, min(most, total))
 
 
-def draw_vectors(vectors: Float[Tensor, "n c"], count: int) -> Float[Tensor, "m c"]:
-    """At least `count` vectors drawn evenly from all processes' `vectors`; the same on all of them.
+def draw_vectors(
+    vectors: Float[Tensor, "n c"], count: int, weights: Float[Tensor, "n"] | None = None
+) -> Float[Tensor, "m c"]:
+    """At least `count` vectors drawn from all processes' `vectors`; the same on all of them.
 
     Each process gives its share in random order, whatever number of vectors it has; where it has too few they repeat.
+
+    Args:
+        vectors: what to draw from.
+        count: how many.
+        weights: how likely each is to come first, above 0; all alike if left out.
     """
     processes = world_size()
     share = -(-count // processes)
-    order = torch.randperm(len(vectors), device=vectors.device)
+    weights = vectors.new_ones(len(vectors)) if weights is None else weights
+    order = torch.multinomial(weights, min(share, len(vectors)))
     order = order.repeat(-(-share // len(vectors)))[:share]
     drawn = vectors.detach()[order].contiguous()
     if processes == 1:

@@ -55,7 +55,7 @@ class EMAVectorQuantizer(Quantizer):
             decay=self.config.decay,
             use_cosine_sim=True,
             commitment_weight=self.config.commitment,
-            threshold_ema_dead_code=self.config.restart_below,
+            threshold_ema_dead_code=self.config.restart_below,  # pyright: ignore[reportArgumentType]
             rotation_trick=False,
             sync_codebook=synchronised,
         )
@@ -100,7 +100,7 @@ class EMAVectorQuantizer(Quantizer):
         return straight_through(vectors.squeeze(0), placed), ids.squeeze(0), loss.squeeze()
 
     def _join_processes(self) -> None:
-        """Share the averages among processes, which the library decides when it is built, often before they are joined."""
+        """Share the averages among processes; the library decides that when built, often before they are joined."""
         if self._synchronised or world_size() == 1:
             return
         shared = self._build(synchronised=True).to(self.codebook.device)

@@ -9,33 +9,49 @@ from torch import Tensor, nn
 
 from mentor.config import Config
 from mentor.errors import UserError
-from mentor.nn.convolution import ConvDecoder, ConvEncoder, ConvShape
+from mentor.nn.convolution import ConvDecoder, ConvEncoder, ConvShape, PatchEncoder
 from mentor.tokenizers.quantizers import QuantizerConfig, build_quantizer
 from mentor.tokenizers.vq import VQConfig
 from mentor.types import Codes
 
 
+class PatchEncoderConfig(Config):
+    """An encoder whose every code depends on its own square of pixels and on nothing else.
+
+    The same thing on another background, or moved by whole squares, then keeps its codes, which makes copying it from a
+    reference a matter of repeating them. The decoder still looks around.
+
+    Attributes:
+        width: channels within.
+        blocks: how many residual blocks.
+    """
+
+    width: int = Field(default=192, gt=0)
+    blocks: int = Field(default=3, ge=0)
+
+
 class ImageTokenizerConfig(Config):
     """Shape of the encoder, the decoder and the codebook.
 
-    With stem 1, attention, middle and no patches this is the layout of LlamaGen's tokenizers (VQ-16: multipliers 1, 1, 2, 2, 4); a
-    stem above 1 saves the costly finest levels, which small pictures on a CPU need.
+    The defaults are LlamaGen's VQ-16; with stem 1, attention, middle and no patches, other multipliers give its other
+    tokenizers. A stem above 1 saves the costly finest levels, which small pictures on a CPU need.
 
     Attributes:
         channels: width of the encoder's finest level.
-        multipliers: width of each level as a multiple of `channels`, finest first; each level halves the resolution of the
-            one before.
+        multipliers: width of each level as a multiple of `channels`, finest first; each level halves the resolution of
+            the one before.
         encoder_blocks: residual blocks a level in the encoder.
         decoder_channels: as `channels`, for the decoder; 0 takes the encoder's.
         decoder_multipliers: as `multipliers`, for the decoder; empty takes the encoder's.
         decoder_blocks: residual blocks a level in the decoder.
-        decoder_stem: side of the pixel square that one place of the decoder's finest level draws; 0 takes the encoder's.
+        decoder_stem: side of the pixel square that one place of the decoder's finest level draws; 0 takes `stem`.
         stem: side of the pixel square that enters the encoder as one place.
         patches: change the resolution by 2x2 patches that do not overlap, which costs a fraction of 3x3 convolutions.
         attention: attention at the coarsest level and in the middle.
         middle: two more residual blocks between levels and codes.
         latent_width: channels of the encoder's feature map, before it is squeezed to the width of a code.
-        groups: groups of the normalisations.
+        groups: groups of the normalisations; 0 normalises each place of a map by itself.
+        patch_encoder: use this encoder instead; of what is said of the encoder above only `factor` follows then.
         quantizer: the codebook.
     """
 
@@ -51,7 +67,8 @@ class ImageTokenizerConfig(Config):
     attention: bool = True
     middle: bool = True
     latent_width: int = Field(default=256, gt=0)
-    groups: int = Field(default=32, gt=0)
+    groups: int = Field(default=32, ge=0)
+    patch_encoder: PatchEncoderConfig | None = None
     quantizer: QuantizerConfig = VQConfig(codes=16384)
 
     @property
@@ -94,7 +111,7 @@ class ImageTokenizerConfig(Config):
                 f"give decoder_stem and decoder_multipliers that match stem and multipliers"
             )
         for width in [*self.encoder_shape.widths, *decoder.widths]:
-            if width % self.groups:
+            if self.groups and width % self.groups:
                 raise ValueError(f"a level has {width} channels, which {self.groups} groups do not divide: change one")
         return self
 
@@ -126,7 +143,7 @@ class ImageTokenizer(nn.Module):
         self.vocab_size = self.quantize.vocab_size
         self.code_width = self.quantize.width
         self.feature_width = config.latent_width
-        self.encoder = ConvEncoder(config.encoder_shape)
+        self.encoder = _build_encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_width, self.code_width, 1)
         self.post_quant_conv = nn.Conv2d(self.code_width, config.latent_width, 1)
         self.decoder = ConvDecoder(config.decoder_shape)
@@ -158,8 +175,9 @@ class ImageTokenizer(nn.Module):
         Raises:
             UserError: an id outside the codebook.
         """
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.vocab_size):
-            raise UserError(f"ids from {int(ids.min())} to {int(ids.max())}: codes run from 0 to {self.vocab_size - 1}")
+        lowest, highest = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+        if lowest < 0 or highest >= self.vocab_size:
+            raise UserError(f"ids from {lowest} to {highest}: codes run from 0 to {self.vocab_size - 1}")
         return self.decode(self.quantize.lookup(ids))
 
     def forward(self, images: Float[Tensor, "b 3 y x"], quantize: bool = True) -> TokenizerOutput:
@@ -184,12 +202,19 @@ class ImageTokenizer(nn.Module):
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor or not height or not width:
             raise UserError(
-                f"pictures of {height} x {width} px: the image tokenizer takes sides that are multiples of {self.factor}"
+                f"pictures of {height} x {width} px: the image tokenizer takes multiples of {self.factor} px"
             )
         return self.encoder(images.to(self.quant_conv.weight.dtype))
 
     def _draw(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype))).float()
+
+
+def _build_encoder(config: ImageTokenizerConfig) -> ConvEncoder | PatchEncoder:
+    if config.patch_encoder is None:
+        return ConvEncoder(config.encoder_shape)
+    patch = config.patch_encoder
+    return PatchEncoder(config.factor, patch.width, patch.blocks, config.latent_width)
 
 
 def build_image_tokenizer(config: ImageTokenizerConfig) -> ImageTokenizer:

@@ -122,7 +122,8 @@ class Quantizer(nn.Module, ABC):
     def _check(self, latents: Tensor) -> None:
         if latents.ndim != 4 or latents.shape[1] != self.width:
             raise UserError(
-                f"the quantizer got latents of shape {tuple(latents.shape)}, it takes (batch, {self.width}, rows, columns)"
+                f"the quantizer got latents of shape {tuple(latents.shape)}, "
+                f"it takes (batch, {self.width}, rows, columns)"
             )
 
 

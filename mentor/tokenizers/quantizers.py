@@ -1,4 +1,4 @@
-"""The quantizers there are. A new one is a class that keeps the contract, with a config of its own kind, and a case below."""
+"""The quantizers there are. A new one is a class that keeps the contract, with a config of its own, and a case."""
 
 from typing import Annotated, assert_never
 

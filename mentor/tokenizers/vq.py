@@ -21,8 +21,8 @@ class VQConfig(Config):
         width: numbers in a code vector.
         commitment: weight of the loss that draws latents to their codes; the one that draws codes has weight 1.
         usage_decay: decay per batch of the average by which a code's use is judged.
-        restart_below: a code used less often than this share of the even share 1 / codes is dead; it moves onto a vector
-            of the batch. 0 never restarts.
+        restart_below: a code used less often than this share of the even share 1 / codes is dead; it moves onto a
+            vector of the batch. 0 never restarts.
         noise: standard deviation of the noise on each number of a warm-up latent.
         kmeans_vectors: vectors per code that the k-means start takes, as far as the batch has them.
     """
@@ -112,7 +112,9 @@ class VectorQuantizer(Quantizer):
         number = int(dead.sum())
         if not number:
             return
-        # Weights are float32 or bfloat16; the drawn vectors follow.
-        self.embedding.weight[dead] = draw_vectors(placed, number)[:number].to(self.embedding.weight.dtype)
+        # Likelier where the codes fit badly, as in k-means++: many vectors are alike, and one code is enough for them.
+        error = 1 - (placed @ self.codebook.T).amax(dim=-1)
+        drawn = draw_vectors(placed, number, weights=error.clamp(min=1e-6))[:number]
+        self.embedding.weight[dead] = drawn.to(self.embedding.weight.dtype)
         self.usage[dead] = 0
         self.age[dead] = 0

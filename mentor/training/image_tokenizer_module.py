@@ -29,7 +29,7 @@ class LossConfig(Config):
     """
 
     pixels: PixelLossConfig = PixelLossConfig()
-    delay: float = Field(default=0.25, ge=0, lt=1)
+    delay: float = Field(default=0.15, ge=0, lt=1)
     images: int = Field(default=0, ge=0)
 
 

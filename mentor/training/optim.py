@@ -63,7 +63,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
     # The fused kernel wants floating parameters on one kind of device; older accelerators do without it.
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu"} or devices <= {"cuda"}
-    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    # A fused step could undo a loss scaler's scaling by itself, and Lightning then refuses to clip gradients in mixed
+    # precision; float16 is scaled back before clipping like this, and bfloat16 has no scaler.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, updates: int) -> LambdaLR:

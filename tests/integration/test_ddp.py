@@ -18,7 +18,7 @@ from mentor.tokenizers import ImageTokenizerConfig, VQConfig, build_image_tokeni
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-LIMIT = 80
+LIMIT = 150
 
 # The real command, which also notes what each process reads.
 DRIVER = """
@@ -73,7 +73,7 @@ def start(folder: Path, shapes: Path, image_tokenizer: Path, *overrides: str) ->
         f"data.root={shapes}",
         f"image_tokenizer_from={image_tokenizer}",
         "trainer.precision=32-true",
-        "trainer.timeout=40",
+        "trainer.timeout=100",
         f"run.dir={folder / 'run'}",
         *overrides,
     )

@@ -8,7 +8,17 @@ from PIL import Image
 
 from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.errors import UserError
-from mentor.generate import Model, generate, load, main, open_image, read_metadata, regenerate, save_picture, to_reference
+from mentor.generate import (
+    Model,
+    generate,
+    load,
+    main,
+    open_image,
+    read_metadata,
+    regenerate,
+    save_picture,
+    to_reference,
+)
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
 from mentor.models.checkpoint import Card, code_spec, save_generator
 from mentor.tokenizers import ImageTokenizerConfig, build_image_tokenizer
@@ -21,12 +31,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = build_image_tokenizer(
         ImageTokenizerConfig(
-            channels=8, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1, stem=2, attention=False, middle=False,
-            latent_width=8, groups=4, quantizer={"kind": "vq", "codes": 16, "width": 4},
-        )  # fmt: skip
+            channels=8,
+            multipliers=(1, 2),
+            encoder_blocks=1,
+            decoder_blocks=1,
+            stem=2,
+            attention=False,
+            middle=False,
+            latent_width=8,
+            groups=4,
+            quantizer={"kind": "vq", "codes": 16, "width": 4},
+        )
     )
     config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=64), backbone=BackboneConfig(layers=1, width=16, heads=2), head=ARHeadConfig()
+        conditioner=NativeConfig(max_prefix=64),
+        backbone=BackboneConfig(layers=1, width=16, heads=2),
+        head=ARHeadConfig(),
     )
     spec = code_spec(tokenizer, 16)
     generator = Generator(config, TextTokenizer.train(["a red mug"] * 3, 300), spec, tokenizer.codebook)
@@ -59,7 +79,10 @@ def test_a_picture_depends_on_its_own_seed_alone(model: Model, reference: Path) 
 
 
 def test_files_and_open_pictures_are_the_same_to_it(model: Model, reference: Path) -> None:
-    assert generate(model, PROMPT, [Image.open(reference)])[0].tobytes() == generate(model, PROMPT, [reference])[0].tobytes()
+    assert (
+        generate(model, PROMPT, [Image.open(reference)])[0].tobytes()
+        == generate(model, PROMPT, [reference])[0].tobytes()
+    )
 
 
 def test_reference_is_cropped_not_squashed_and_put_on_white() -> None:
@@ -82,7 +105,21 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_command_line_writes_pictures_and_a_grid(folder: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "pictures"
     settings = ["--num-images", "3", "--guidance", "1.5", "--temperature", "0.9", "--top-k", "8", "--top-p", "0.9"]
-    main([PROMPT, "--model", str(folder), "--image", str(reference), "--output", str(out), "--seed", "2", "--grid", *settings])
+    main(
+        [
+            PROMPT,
+            "--model",
+            str(folder),
+            "--image",
+            str(reference),
+            "--output",
+            str(out),
+            "--seed",
+            "2",
+            "--grid",
+            *settings,
+        ]
+    )
     assert sorted(path.name for path in out.iterdir()) == ["000002.png", "000003.png", "000004.png", "grid.png"]
     assert Image.open(out / "grid.png").size == (16 * 2 + 2, 16 * 2 + 2)
 

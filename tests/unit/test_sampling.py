@@ -135,7 +135,12 @@ def test_processors_come_after_guidance_and_progress_is_told(generator: Generato
 
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
-    [("temperature", -1, "greedy"), ("top_p", 0, "at most 1"), ("top_p", 1.5, "at most 1"), ("top_k", -2, "all tokens")],
+    [
+        ("temperature", -1, "greedy"),
+        ("top_p", 0, "at most 1"),
+        ("top_p", 1.5, "at most 1"),
+        ("top_k", -2, "all tokens"),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: str, value: float, says: str) -> None:
     with pytest.raises(ValidationError, match=says):

@@ -7,8 +7,8 @@ import torch
 
 from mentor.conditioning import (
     Condition,
-    NativeConfig,
     NativeConditioner,
+    NativeConfig,
     TextTokenizer,
     drop_condition,
     encode_condition,

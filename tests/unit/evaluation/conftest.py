@@ -1,7 +1,6 @@
-"""Scenes of emoji and of shapes made in memory, a way to spoil pictures, and a small untrained release."""
+"""Scenes of emoji and of shapes made in memory, the same degraded, and a small untrained release."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +55,6 @@ def degrade(image: np.ndarray, seed: int) -> np.ndarray:
     noisy = ndimage.gaussian_filter(image.astype(np.float64), (0.9, 0.9, 0)) + stains
     noisy += rng.normal(size=image.shape) * 5 + rng.normal(size=3) * 4
     return noisy.clip(0, 255).round().astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def spoil() -> Callable[[np.ndarray, int], np.ndarray]:
-    """`degrade`, see there."""
-    return degrade
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def parts() -> tuple[Generator, ImageTokenizer]:
     torch.manual_seed(0)
     tokenizer = build_image_tokenizer(TOKENIZER).eval()
     config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=32), backbone=BackboneConfig(layers=1, width=16, heads=2), head=ARHeadConfig()
+        conditioner=NativeConfig(max_prefix=32),
+        backbone=BackboneConfig(layers=1, width=16, heads=2),
+        head=ARHeadConfig(),
     )
     text = TextTokenizer.train(["a red circle"] * 3, 300)
     return Generator(config, text, code_spec(tokenizer, 16), tokenizer.codebook).eval(), tokenizer

@@ -14,6 +14,7 @@ from mentor.tokenizers import (
     FSQConfig,
     ImageTokenizer,
     ImageTokenizerConfig,
+    PatchEncoderConfig,
     PixelLoss,
     PixelLossConfig,
     VQConfig,
@@ -25,6 +26,7 @@ from mentor.tokenizers import (
 CONFIGS = Path(__file__).parents[3] / "configs" / "image_tokenizer"
 SMALL = {"channels": 8, "multipliers": (1, 2), "stem": 2, "latent_width": 16, "groups": 4}
 SMALL |= {"encoder_blocks": 1, "decoder_blocks": 1}
+PATCHES = PatchEncoderConfig(width=24, blocks=2)
 QUANTIZERS = [VQConfig(codes=32, width=4), EMAVQConfig(codes=32, width=4), FSQConfig(levels=(4, 4, 3))]
 
 
@@ -58,7 +60,10 @@ def test_training_pass_is_the_round_trip_without_the_clamp() -> None:
     assert not torch.equal(tokenizer(images, quantize=False).images, output.images)
 
 
-@pytest.mark.parametrize("changes", [{}, {"patches": True}, {"middle": False, "attention": False}], ids=str)
+SHAPES = [{}, {"patches": True}, {"middle": False, "attention": False}, {"groups": 0, "patch_encoder": PATCHES}]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
 @pytest.mark.parametrize("quantize", [True, False])
 def test_every_weight_learns(changes: dict, quantize: bool) -> None:
     tokenizer = small(**changes)
@@ -83,7 +88,7 @@ def test_groups_must_divide_the_widths() -> None:
 
 def test_wrong_sizes_and_ids_are_refused() -> None:
     tokenizer = small()
-    with pytest.raises(UserError, match="16 x 18 px: the image tokenizer takes sides that are multiples of 4"):
+    with pytest.raises(UserError, match="16 x 18 px: the image tokenizer takes multiples of 4 px"):
         tokenizer.encode(torch.zeros(1, 3, 16, 18))
     with pytest.raises(UserError, match="codes run from 0 to 31"):
         tokenizer.decode_ids(torch.full((1, 2, 2), 32))
@@ -98,6 +103,23 @@ def test_the_fields_of_the_grid_lie_where_their_pixels_lie() -> None:
     row, column = divmod(int(difference.argmax()), 12)
     assert abs(row - 10) <= 1 and abs(column - 1) <= 1
     assert difference[0, 11] < 0.3 * difference.max()
+
+
+def test_patches_keep_their_codes_wherever_they_stand() -> None:
+    tokenizer = small(patch_encoder=PATCHES, groups=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 16, 24, generator=generator)
+    other = torch.randn(2, 3, 16, 24, generator=generator)
+    other[:, :, 4:12, 8:16] = images[:, :, 0:8, 4:12]
+    ids, moved = tokenizer.encode(images).ids, tokenizer.encode(other).ids
+    assert torch.equal(moved[:, 1:3, 2:4], ids[:, 0:2, 1:3])
+    assert not torch.equal(moved, ids)
+    # The decoder does look around.
+    codes = tokenizer.encode(images).latents
+    changed = codes.clone()
+    changed[:, :, 0, 0] *= -1
+    difference = (tokenizer.decode(codes) - tokenizer.decode(changed)).abs().amax(dim=(0, 1))
+    assert difference[0:4, 0:4].max() > 0 and difference[0:4, 4:8].max() > 0
 
 
 def count(config: ImageTokenizerConfig) -> int:
@@ -119,7 +141,11 @@ def test_the_names_of_the_published_weights() -> None:
     parts = ["encoder.conv_in", "encoder.conv_blocks.2.res.0.nin_shortcut", "encoder.conv_blocks.4.attn.1.proj_out"]
     parts += ["encoder.conv_blocks.3.downsample.conv", "encoder.mid.0.conv1", "encoder.mid.1.q", "encoder.mid.2.norm2"]
     parts += ["encoder.norm_out", "encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in"]
-    parts += ["decoder.conv_blocks.0.attn.2.k", "decoder.conv_blocks.0.upsample.conv", "decoder.conv_blocks.4.res.2.conv2"]
+    parts += [
+        "decoder.conv_blocks.0.attn.2.k",
+        "decoder.conv_blocks.0.upsample.conv",
+        "decoder.conv_blocks.4.res.2.conv2",
+    ]
     assert {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")} <= names
     assert "quantize.embedding.weight" in names
     assert not any("4.downsample" in name or "4.upsample" in name for name in names)
@@ -155,10 +181,10 @@ def test_a_few_pictures_are_learnt_by_heart() -> None:
     colours = torch.rand(8, 3, 4, 4, generator=generator) * 2 - 1
     images = nn.functional.interpolate(colours, scale_factor=4, mode="nearest")
     loss, optimizer = PixelLoss(PixelLossConfig()), torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
-    for step in range(200):
-        if step == 60:
+    for step in range(120):
+        if step == 40:
             tokenizer.start_codes(images)
-        output = tokenizer(images, quantize=step >= 60)
+        output = tokenizer(images, quantize=step >= 40)
         optimizer.zero_grad()
         (loss(output.images, images) + output.quantizer_loss).backward()
         optimizer.step()

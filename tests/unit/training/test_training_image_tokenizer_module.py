@@ -112,7 +112,9 @@ class Watch(lightning.Callback):
         self.started.append(bool(pl_module.tokenizer.quantize.started))
 
 
-@pytest.mark.parametrize("quantizer", [VQConfig(codes=32, width=4), EMAVQConfig(codes=32, width=4), FSQConfig(levels=(4, 3))])
+@pytest.mark.parametrize(
+    "quantizer", [VQConfig(codes=32, width=4), EMAVQConfig(codes=32, width=4), FSQConfig(levels=(4, 3))]
+)
 def test_quantisation_begins_after_the_delay(quantizer: QuantizerConfig) -> None:
     watch = Watch()
     module = make_module(small(quantizer), updates=8, delay=0.5)
@@ -145,8 +147,8 @@ def test_the_number_of_pictures_is_limited() -> None:
 
 
 def test_training_makes_the_pictures_better() -> None:
-    module = make_module(small(), 150, delay=0.2)
-    trainer = make_trainer(150, val_check_interval=50, check_val_every_n_epoch=None)
+    module = make_module(small(), 120, delay=0.2)
+    trainer = make_trainer(120, val_check_interval=40, check_val_every_n_epoch=None)
     psnrs: list[float] = []
 
     class Note(lightning.Callback):
@@ -154,7 +156,7 @@ def test_training_makes_the_pictures_better() -> None:
             psnrs.append(pl_module.metrics["val/psnr"])
 
     trainer.callbacks.append(Note())  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=Data(Batches(0, 150), Batches(5000, 4)))
+    trainer.fit(module, datamodule=Data(Batches(0, 120), Batches(5000, 4)))
     assert len(psnrs) == 3 and psnrs[-1] > psnrs[0] + 0.3 and psnrs[-1] > 12.5
 
 
@@ -204,7 +206,9 @@ def test_a_resumed_run_keeps_its_codes(tmp_path) -> None:
     again = make_module(small(), 8, delay=0.25)
     starts: Iterator[int] = iter(range(99))
     again.tokenizer.quantize.choose_codes = lambda placed: next(starts)  # type: ignore[method-assign]
-    make_trainer(8).fit(again, datamodule=Data(Batches(0, 8)), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
+    make_trainer(8).fit(
+        again, datamodule=Data(Batches(0, 8)), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False
+    )
     assert next(starts) == 0
     assert again.tokenizer.quantize.started
 
