@@ -90,7 +90,7 @@ class Progress:
             ) from error
 
 
-def make_phases(experiment: str, recipe: str, settings: list[str]) -> list[Phase]:
+def make_phases(experiment: str, recipe: str, settings: list[str], progress: Progress) -> list[Phase]:
     """All commands in order; `settings` are the recipe's."""
     shards, run = Path("data") / recipe, Path("runs") / experiment
     release, pictures = run / "2" / "release", run / "pictures"
@@ -104,14 +104,17 @@ def make_phases(experiment: str, recipe: str, settings: list[str]) -> list[Phase
         settings = ("--num-images", "4", "--guidance", "2", "--temperature", "0.7", "--seed", "0", "--grid")
         return "-m", "mentor.generate", prompt, *files, *settings
 
-    evaluate = ("-m", "mentor.evaluate", f"model={release}", f"data={shards}", f"output={run}")
+    def evaluate() -> tuple[str, ...]:
+        spent = f"seconds_before={sum(progress.seconds.values()):.0f}"
+        return "-m", "mentor.evaluate", f"model={release}", f"data={shards}", f"output={run}", spent
+
     return [
-        Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 60),
-        Phase("image tokenizer", lambda: train("tokenizer"), 420),
-        Phase("stage 1", lambda: train("1"), 400),
-        Phase("stage 2", lambda: train("2"), 400),
+        Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 25),
+        Phase("image tokenizer", lambda: train("tokenizer"), 340),
+        Phase("stage 1", lambda: train("1"), 360),
+        Phase("stage 2", lambda: train("2"), 450),
         Phase("pictures", draw, 20),
-        Phase("evaluation", lambda: evaluate, 180),
+        Phase("evaluation", evaluate, 60),
     ]
 
 
@@ -253,7 +256,7 @@ def main() -> None:
         show_numbers(console, json.loads(results[0].read_text(encoding="utf-8")))
         show_places(console, run, sum(progress.seconds.values()))
         return
-    phases = make_phases(options.experiment, options.recipe, options.settings)
+    phases = make_phases(options.experiment, options.recipe, options.settings, progress)
     for number, phase in enumerate(phases, start=1):
         left = in_words(progress.left(phases))
         console.print(f"\n[bold]{number}/{len(phases)} {phase.title}[/]: about {left} left in all", highlight=False)

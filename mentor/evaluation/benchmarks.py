@@ -134,7 +134,7 @@ def evaluate(
             judge = make_judge(task, scenes, examples, config)
             measured, cases[task] = measure_task(contestant, task, examples, judge, config, report)
             metrics |= measured
-    metrics["seconds/total"] = round(time.monotonic() - started, 1)
+    metrics["seconds/total"] = round(config.seconds_before + time.monotonic() - started, 1)
     return Results(metrics, cases)
 
 

@@ -45,6 +45,7 @@ class EvaluationConfig(Config):
         shown: examples of each task in the report, besides the best and the worst.
         extremes: best and worst examples of each task in the report.
         device: cpu or cuda.
+        seconds_before: time that was spent before, on training for example; `seconds/total` counts it in.
     """
 
     model: str
@@ -63,6 +64,7 @@ class EvaluationConfig(Config):
     shown: int = Field(ge=0)
     extremes: int = Field(ge=0)
     device: str
+    seconds_before: float = Field(ge=0)
 
     @property
     def tasks(self) -> list[str]:

@@ -60,6 +60,7 @@ class ImageTokenizerModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._updates = updates
         self._logged = 0
+        self.restart_averaging = False
         codes = tokenizer.vocab_size
         self.register_buffer("_recent", torch.zeros(codes), persistent=False)
         self.register_buffer("_validation_counts", torch.zeros(codes), persistent=False)
@@ -69,6 +70,10 @@ class ImageTokenizerModule(lightning.LightningModule):
         """AdamW with warm-up and cosine (Lightning's hook)."""
         return configure_optimizers(self.tokenizer, self._optimizer, self._updates)  # type: ignore[return-value]
 
+    def on_train_start(self) -> None:
+        """Take up the count of log rows where a resumed run left it (Lightning's hook)."""
+        self._logged = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss over the batch's pictures, and what the logs want to know of it (Lightning's hook)."""
         images = training_images(batch)
@@ -76,6 +81,8 @@ class ImageTokenizerModule(lightning.LightningModule):
         if not quantise and self.trainer.global_step >= self.loss.delay * self._updates:
             self.tokenizer.start_codes(images)
             quantise = True
+            # The average so far is of weights that knew no codes.
+            self.restart_averaging = True
         if self.loss.images and len(images) > self.loss.images:
             images = images[torch.randperm(len(images))[: self.loss.images].to(images.device)]
         output = self.tokenizer(images, quantize=quantise)
