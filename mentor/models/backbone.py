@@ -72,7 +72,8 @@ class Backbone(nn.Module):
         coordinates: Float[Tensor, "b n 2"],
         mask: Bool[Tensor, "b 1 n m"] | None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "b n d"]:
+        tail: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
         """Hidden states after the last block, normalised.
 
         Args:
@@ -80,12 +81,14 @@ class Backbone(nn.Module):
             coordinates: (row, column) that each token is turned by.
             mask: True where a query (n) may look at a key (m); None lets all look at all.
             cache: keys and values so far; the new tokens are added to it.
+            tail: give the states of the last `tail` tokens only. The last block then spares the others' feed-forward,
+                a tenth of all work in four blocks when half of the sequence is a prefix.
         """
         rotary = rotary_table(coordinates, self.head_width, self.config.rope_base)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, cache, layer)
+            x = block(x, rotary, mask, cache, layer, tail if layer == len(self.blocks) - 1 else None)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(coordinates.shape[1])
         return self.norm(x)
 
     def make_cache(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:

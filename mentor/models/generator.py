@@ -56,15 +56,15 @@ class Generator(nn.Module):
         cells = self.token_cells(1, self.spec.tokens, tokens.device).expand(len(tokens), -1, -1)
         x = torch.cat((self.place(prefix.embeddings, prefix.cells), self.place(self.embedding(tokens), cells)), dim=1)
         coordinates = self.coordinates(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
-        hidden = self.backbone(x, coordinates, prefix_lm_mask(prefix.mask, tokens.shape[1]))
-        return self.head(hidden[:, prefix.embeddings.shape[1] - 1 :])
+        mask = prefix_lm_mask(prefix.mask, tokens.shape[1])
+        return self.head(self.backbone(x, coordinates, mask, tail=self.spec.tokens))
 
     def prefill(self, prefix: Prefix, cache: KVCache) -> Float[Tensor, "b v"]:
         """Logits of the first image token; stores the prefix in `cache`."""
         length = prefix.embeddings.shape[1]
         x = self.place(prefix.embeddings, prefix.cells)
         mask = prefix_lm_mask(prefix.mask, 0)
-        hidden = self.backbone(x, self.coordinates(prefix.cells, length), mask, cache)
+        hidden = self.backbone(x, self.coordinates(prefix.cells, length), mask, cache, tail=1)
         return self.head(hidden[:, -1])
 
     def step(

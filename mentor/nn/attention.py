@@ -85,11 +85,14 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "b 1 n m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
-    ) -> Float[Tensor, "b n d"]:
-        """What each token gathers from those it may see; with a cache, from the stored ones too."""
+        tail: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """What the last `tail` tokens (None: all) gather from those they may see, stored ones in a cache included."""
         heads = rearrange(self.qkv(x), "b n (h k) -> b h n k", k=self.head_width)
         queries, keys, values = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         queries, keys = apply_rotary(queries, *rotary), apply_rotary(keys, *rotary)
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
+        if tail is not None:
+            queries, mask = queries[:, :, -tail:], None if mask is None else mask[:, :, -tail:]
         return self.out(rearrange(attend(queries, keys, values, mask), "b h n k -> b n (h k)"))

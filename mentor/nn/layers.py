@@ -88,7 +88,9 @@ class Block(nn.Module):
         mask: Bool[Tensor, "b 1 n m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
-    ) -> Float[Tensor, "b n d"]:
-        """The tokens after this block."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache, layer))
+        tail: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """The tokens after this block, or only the last `tail` of them."""
+        gathered = self.attention(self.attention_norm(x), rotary, mask, cache, layer, tail)
+        x = (x if tail is None else x[:, -tail:]) + self.dropout(gathered)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

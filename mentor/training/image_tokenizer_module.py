@@ -45,8 +45,6 @@ class ImageTokenizerModule(lightning.LightningModule):
     """
 
     _recent: Float[Tensor, "v"]
-    _validation_counts: Float[Tensor, "v"]
-    _validation_psnr: Float[Tensor, "2"]
 
     def __init__(
         self, tokenizer: ImageTokenizer, loss: LossConfig, optimizer: OptimizerConfig, updates: int, log_every: int = 20
@@ -63,8 +61,9 @@ class ImageTokenizerModule(lightning.LightningModule):
         self.restart_averaging = False
         codes = tokenizer.vocab_size
         self.register_buffer("_recent", torch.zeros(codes), persistent=False)
-        self.register_buffer("_validation_counts", torch.zeros(codes), persistent=False)
-        self.register_buffer("_validation_psnr", torch.zeros(2), persistent=False)
+        # No buffers: averaging exchanges those with its own before the validation's last hook.
+        self._validation_counts = torch.zeros(codes)
+        self._validation_psnr = torch.zeros(2)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine (Lightning's hook)."""
@@ -111,8 +110,8 @@ class ImageTokenizerModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count anew (Lightning's hook)."""
-        self._validation_counts.zero_()
-        self._validation_psnr.zero_()
+        self._validation_counts = torch.zeros(len(self._recent), device=self.device)
+        self._validation_psnr = torch.zeros(2, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the codes and the quality of the valid examples' targets (Lightning's hook)."""

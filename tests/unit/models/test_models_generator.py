@@ -50,6 +50,15 @@ def test_cached_steps_equal_teacher_forcing(kv_heads: int) -> None:
     assert torch.allclose(torch.stack(steps, dim=1), expected, atol=1e-4)
 
 
+def test_the_tail_alone_is_the_tail_of_all() -> None:
+    backbone = make_generator().backbone
+    x, mask = torch.randn(2, 7, 32), prefix_lm_mask(torch.ones(2, 4, dtype=torch.bool), 3)
+    coordinates = torch.randint(0, 3, (2, 7, 2)).float()
+    with torch.no_grad():
+        whole, tail = backbone(x, coordinates, mask), backbone(x, coordinates, mask, tail=3)
+    assert torch.allclose(whole[:, -3:], tail, atol=1e-6)
+
+
 def test_prediction_of_a_token_sees_only_what_came_before() -> None:
     generator, condition = make_generator(), make_condition()
     ids = torch.randint(0, 20, (3, 3, 3), generator=torch.Generator().manual_seed(2))

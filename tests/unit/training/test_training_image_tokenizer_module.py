@@ -18,6 +18,7 @@ from mentor.tokenizers import (
     VQConfig,
     build_image_tokenizer,
 )
+from mentor.training.averaging import Averaging
 from mentor.training.image_tokenizer_module import ImageTokenizerModule, LossConfig, training_images
 from mentor.training.optim import OptimizerConfig
 from mentor.types import Batch, ImageSegment, TextSegment
@@ -179,6 +180,16 @@ def test_validation_counts_valid_rows_only_and_agrees_with_torchmetrics() -> Non
     shares = torch.cat(ids).bincount().double() / len(torch.cat(ids))
     entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum()
     assert module.metrics["val/perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
+
+
+def test_validation_counts_what_averaged_weights_do() -> None:
+    tokenizer = small()
+    tokenizer.start_codes(pictures(64, 7))
+    module = make_module(tokenizer, 4)
+    trainer = make_trainer(4, callbacks=[Averaging(0.9)], val_check_interval=4, check_val_every_n_epoch=None)
+    trainer.fit(module, datamodule=Data(Batches(0, 4), Batches(100, 3)))
+    assert module.metrics["val/psnr"] > 5
+    assert module.metrics["val/usage"] > 0
 
 
 def test_a_batch_of_padding_alone_is_no_trouble() -> None:
