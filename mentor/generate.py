@@ -297,7 +297,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: draw, write PNGs, say where they are."""
     options = parse_arguments(arguments)
-    torch.set_grad_enabled(False)
     if options.from_png:
         if options.prompt or options.image:
             raise UserError("--from-png takes prompt and images from the file: leave them out")
