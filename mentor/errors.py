@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -26,10 +27,18 @@ class Arguments(argparse.ArgumentParser):
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point; a `UserError` ends as one line on stderr and exit code 2, Ctrl-C as exit code 130.
 
-    Anything else is a fault of this project and keeps its traceback. `MENTOR_DEBUG=1` keeps it for user errors too.
+    A reader that went away, such as `head`, ends it without a word. Anything else is a fault of this project and keeps
+    its traceback. `MENTOR_DEBUG=1` keeps it for user errors too.
     """
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         if os.environ.get("MENTOR_DEBUG"):
             raise

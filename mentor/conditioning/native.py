@@ -16,6 +16,7 @@ from mentor.conditioning.prefix import Condition, Prefix, Span
 from mentor.conditioning.text_tokenizer import TextTokenizer
 from mentor.config import Config
 from mentor.errors import UserError
+from mentor.nn.convolution import NeighbourBlock
 from mentor.types import CodeSpec, ImageSegment, prompt_text
 
 
@@ -28,6 +29,8 @@ class NativeConfig(Config):
         image_features: what a reference cell is described by.
         shared_cells: give reference cells the grid position of the target cells they stand for; else their own.
         hidden: hidden width of the projector, in multiples of the model's width.
+        neighbour_blocks: blocks in which reference cells look at their neighbours before the backbone sees them, which
+            an encoder of patches did not let them do.
     """
 
     kind: Literal["native"] = "native"
@@ -36,6 +39,7 @@ class NativeConfig(Config):
     image_features: tuple[Literal["latents", "features"], ...] = ("latents", "features")
     shared_cells: bool = True
     hidden: float = 2.0
+    neighbour_blocks: int = 0
 
 
 class ImageProjector(nn.Module):
@@ -53,6 +57,7 @@ class ImageProjector(nn.Module):
         self.feature_norm = nn.LayerNorm(spec.feature_width) if self.use_features else None
         hidden = int(config.hidden * width)
         self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.blocks = nn.Sequential(*(NeighbourBlock(width, hidden) for _ in range(config.neighbour_blocks)))
 
     def forward(
         self, latents: Float[Tensor, "r c gy gx"], features: Float[Tensor, "r d gy gx"]
@@ -63,7 +68,12 @@ class ImageProjector(nn.Module):
             parts.append(self.latent_norm(rearrange(latents, "r c gy gx -> r (gy gx) c")))
         if self.feature_norm is not None:
             parts.append(self.feature_norm(rearrange(features, "r d gy gx -> r (gy gx) d")))
-        return self.mlp(torch.cat(parts, dim=-1))
+        tokens = self.mlp(torch.cat(parts, dim=-1))
+        if not self.blocks:
+            return tokens
+        columns = latents.shape[-1]
+        cells = rearrange(tokens, "r (gy gx) w -> r w gy gx", gx=columns)
+        return rearrange(self.blocks(cells), "r w gy gx -> r (gy gx) w")
 
 
 class NativeConditioner(nn.Module):

@@ -188,6 +188,19 @@ class PlaceBlock(nn.Module):
         return x + self.down(F.silu(self.up(self.norm(x))))
 
 
+class NeighbourBlock(nn.Module):
+    """A weighted look at the eight neighbours, channel by channel, added to the input; then a `PlaceBlock`."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.place = PlaceBlock(channels, hidden)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """The map after the block."""
+        return self.place(x + self.look(x))
+
+
 class PatchEncoder(nn.Module):
     """Pixels to a coarse feature map whose every place sees its own square of pixels and nothing else.
 

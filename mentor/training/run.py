@@ -156,10 +156,12 @@ def fit(
     except UserError as error:
         # A loader process wraps the error's text in its traceback.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from error
-    except (RuntimeError, SystemExit):
+    except (RuntimeError, SystemExit) as error:
         # Lightning ends with 1 after a second Ctrl-C; and Ctrl-C reaches the loader's processes, which may end first.
         if checkpoints.requested:
             raise SystemExit(128 + checkpoints.requested) from None
+        if isinstance(error.__context__, KeyboardInterrupt):  # it came before the first step
+            raise KeyboardInterrupt from None
         raise
 
 

@@ -1,8 +1,11 @@
 """Every mistake at the command line ends in one clear line on stderr, exit code 2, and leaves nothing half-written."""
 
 import json
+import os
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,6 +69,7 @@ def place(tmp_path: Path, shapes: Path, releases: Path, monkeypatch: pytest.Monk
 def run_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of `python ARGUMENTS`, run in this process to save the time of the imports."""
     monkeypatch.setattr(sys, "argv", list(arguments))
+    handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about modules that were imported before
         try:
@@ -77,6 +81,8 @@ def run_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
                 runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # a tool may keep it for as long as its process lives
     return 0
 
 
@@ -264,3 +270,14 @@ def test_a_folder_that_may_not_be_written(
         check_refusal(code, capfd.readouterr().err, ("locked/x",))
     else:
         pytest.skip("this user may write everywhere")
+
+
+@pytest.mark.parametrize("program", ["train", "generate", "evaluate"])
+def test_a_reader_that_went_away_ends_the_program_without_a_word(program: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", f"mentor.{program}", "--help"]
+    ended = subprocess.run(arguments, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+    os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode in (0, 128 + signal.SIGPIPE)  # argparse prints its help as far as it gets and is content

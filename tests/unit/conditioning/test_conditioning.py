@@ -13,6 +13,7 @@ from mentor.conditioning import (
     drop_condition,
     encode_condition,
 )
+from mentor.conditioning.native import ImageProjector
 from mentor.errors import UserError
 from mentor.types import Codes, CodeSpec, ImageSegment, TextSegment, parse_prompt, prompt_text
 
@@ -117,6 +118,21 @@ def test_image_features_are_what_the_config_names(features: tuple) -> None:
     conditioner(condition).embeddings.square().sum().backward()
     assert (condition.codes.latents.grad is not None) == ("latents" in features)
     assert (condition.codes.features.grad is not None) == ("features" in features)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_reference_cells_look_at_their_neighbours_alone(blocks: int) -> None:
+    spec = CodeSpec(grid=(2, 5), vocab_size=16, code_width=4, feature_width=5)
+    torch.manual_seed(0)
+    projector = ImageProjector(NativeConfig(neighbour_blocks=blocks), spec, 8)
+    latents, features = torch.randn(1, 4, 2, 5), torch.randn(1, 5, 2, 5, requires_grad=True)
+    out = projector(latents, features)
+    assert out.shape == (1, 10, 8)
+    out[0, 0].square().sum().backward()  # the cell at row 0, column 0
+    assert features.grad is not None
+    seen = features.grad.abs().sum(dim=1).flatten().nonzero().flatten().tolist()
+    columns = range(blocks + 1)
+    assert seen == [row * 5 + column for row in range(min(blocks, 1) + 1) for column in columns]
 
 
 def test_own_cells_leave_the_grid_to_the_target() -> None:

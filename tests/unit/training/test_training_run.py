@@ -46,19 +46,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     changes = ("trainer.max_steps=6", f"trainer.accumulate={accumulate}", "backbone.dropout=0.1", "data.warmup_steps=2")
     train(settings(*changes, f"run.dir={tmp_path / 'whole'}"))
     parts = settings(*changes, f"run.dir={tmp_path / 'parts'}")
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(3, patch)
         with pytest.raises(SystemExit) as caught:
             train(parts)
     assert caught.value.code == 128 + signal.SIGTERM
     assert not (tmp_path / "parts" / "release").exists()
-    assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     train(parts)
     whole = weights(tmp_path / "whole")
     for name, tensor in weights(tmp_path / "parts").items():
         assert torch.equal(tensor, whole[name]), name
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert "same command goes on" in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_first_step_is_an_interruption(settings: Settings, tmp_path: Path) -> None:
+    def on_fit_start(self: GeneratorModule) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratorModule, "on_fit_start", on_fit_start)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings("trainer.max_steps=3"))
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores it from the first one on
+    assert not (tmp_path / "run" / "release").exists()
+    train(settings("trainer.max_steps=3"))
 
 
 def test_the_release_holds_the_averaged_weights(settings: Settings, tmp_path: Path) -> None:
