@@ -80,16 +80,17 @@ def sample(
     filters = [*processors, *standard_processors(config)]
     copies = len(rows.prompts) // len(seeds)
     chosen: list[Tensor] = []
-    logits = generator.prefill(prefix, cache)
-    for position in range(tokens):
-        if position:
-            logits = generator.step(chosen[-1].repeat(copies), position, prefix.mask, cache)
-        guided = combine(logits.float())
-        for process in filters:
-            guided = process(guided)
-        chosen.append(draw(guided, draws[:, position]) if config.temperature > 0 else guided.argmax(dim=-1))
-        if on_step is not None:
-            on_step(position + 1, tokens)
+    with generator.head.fixed():
+        logits = generator.prefill(prefix, cache)
+        for position in range(tokens):
+            if position:
+                logits = generator.step(chosen[-1].repeat(copies), position, prefix.mask, cache)
+            guided = combine(logits.float())
+            for process in filters:
+                guided = process(guided)
+            chosen.append(draw(guided, draws[:, position]) if config.temperature > 0 else guided.argmax(dim=-1))
+            if on_step is not None:
+                on_step(position + 1, tokens)
     return rearrange(torch.stack(chosen, dim=1), "b (gy gx) -> b gy gx", gy=generator.spec.grid[0])
 
 

@@ -110,11 +110,11 @@ def make_phases(experiment: str, recipe: str, settings: list[str], progress: Pro
 
     return [
         Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 25),
-        Phase("image tokenizer", lambda: train("tokenizer"), 400),
-        Phase("stage 1", lambda: train("1"), 280),
-        Phase("stage 2", lambda: train("2"), 440),
+        Phase("image tokenizer", lambda: train("tokenizer"), 330),
+        Phase("stage 1", lambda: train("1"), 400),
+        Phase("stage 2", lambda: train("2"), 530),
         Phase("pictures", draw, 10),
-        Phase("evaluation", evaluate, 45),
+        Phase("evaluation", evaluate, 50),
     ]
 
 

@@ -71,9 +71,8 @@ class ImageProjector(nn.Module):
         tokens = self.mlp(torch.cat(parts, dim=-1))
         if not self.blocks:
             return tokens
-        columns = latents.shape[-1]
-        cells = rearrange(tokens, "r (gy gx) w -> r w gy gx", gx=columns)
-        return rearrange(self.blocks(cells), "r w gy gx -> r (gy gx) w")
+        cells = rearrange(tokens, "r (gy gx) w -> r gy gx w", gx=latents.shape[-1])
+        return rearrange(self.blocks(cells), "r gy gx w -> r (gy gx) w")
 
 
 class NativeConditioner(nn.Module):

@@ -1,10 +1,14 @@
 """What turns codes into input tokens and hidden states into predictions of codes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mentor.config import Config
 
@@ -13,52 +17,88 @@ class ARHeadConfig(Config):
     """Softmax over the codebook.
 
     Attributes:
-        tied: let similar codes share what is learned of them, by way of their code vectors, both where codes enter and
-            where they are predicted; without it every code is learned on its own.
+        tied: let similar codes share what is learned of them, by way of a function of the code vectors, both where
+            codes enter and where they are predicted; without it every code is learned on its own.
+        hidden: hidden width of that function; 0 makes it linear, which leaves the shared part of a prediction no more
+            freedom than a code vector has numbers.
     """
 
     kind: Literal["ar"] = "ar"
     tied: bool = True
+    hidden: int = Field(default=256, ge=0)
 
 
-class CodeEmbedding(nn.Module):
-    """Input token of a code: a free vector plus, when tied, a projection of the code vector."""
+class CodeVectors(nn.Module):
+    """A vector for each code: a free one plus, when tied, a function of the code vector.
+
+    Args:
+        config: what the codes share.
+        codebook: the code vectors.
+        width: of the vectors.
+        scale: standard deviation that the numbers of the shared part start with.
+    """
 
     codebook: Float[Tensor, "v c"]
 
-    def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int) -> None:
+    def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int, scale: float) -> None:
         super().__init__()
-        self.free = nn.Embedding(codebook.shape[0], width)
-        nn.init.normal_(self.free.weight, std=0.02)
+        codes, size = codebook.shape
+        self.free = nn.Embedding(codes, width)
         self.register_buffer("codebook", standardise(codebook))
-        self.tied = nn.Linear(codebook.shape[1], width, bias=False) if config.tied else None
-        if self.tied is not None:
-            nn.init.normal_(self.tied.weight, std=codebook.shape[1] ** -0.5)
+        self.tied: nn.Module | None = None
+        if config.tied and config.hidden:
+            first, last = nn.Linear(size, config.hidden), nn.Linear(config.hidden, width, bias=False)
+            # Steep and shifted, so that the hidden units tell neighbouring codes apart from the beginning.
+            nn.init.normal_(first.weight, std=2 * size**-0.5)
+            nn.init.normal_(first.bias)
+            # The mean square of GELU at a standard deviation of 5 ** 0.5 is about 2.
+            nn.init.normal_(last.weight, std=scale * (2 * config.hidden) ** -0.5)
+            self.tied = nn.Sequential(first, nn.GELU(), last)
+        elif config.tied:
+            self.tied = nn.Linear(size, width, bias=False)
+            nn.init.normal_(self.tied.weight, std=scale * size**-0.5)
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The tokens of `ids`."""
-        tokens = self.free(ids)
-        return tokens if self.tied is None else tokens + self.tied(self.codebook[ids])
+        """The vectors of `ids`."""
+        vectors = self.free(ids)
+        return vectors if self.tied is None else vectors + self.tied(self.codebook[ids])
+
+    def table(self) -> Float[Tensor, "v d"]:
+        """The vectors of all codes."""
+        return self.free.weight if self.tied is None else self.free.weight + self.tied(self.codebook)
+
+
+class CodeEmbedding(CodeVectors):
+    """Input token of a code."""
+
+    def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int) -> None:
+        super().__init__(config, codebook, width, scale=1.0)
+        nn.init.normal_(self.free.weight, std=0.02)
 
 
 class ARHead(nn.Module):
-    """Logits over the codebook: a free linear layer plus, when tied, the match of a projected state with each code."""
-
-    codebook: Float[Tensor, "v c"]
+    """Logits over the codebook: the match of a hidden state with each code's vector."""
 
     def __init__(self, config: ARHeadConfig, codebook: Float[Tensor, "v c"], width: int) -> None:
         super().__init__()
-        self.free = nn.Linear(width, codebook.shape[0], bias=False)
-        nn.init.zeros_(self.free.weight)
-        self.register_buffer("codebook", standardise(codebook))
-        self.tied = nn.Linear(width, codebook.shape[1], bias=False) if config.tied else None
-        if self.tied is not None:
-            nn.init.normal_(self.tied.weight, std=(width * codebook.shape[1]) ** -0.5)
+        # Logits of variance 1 for states of variance 1.
+        self.vectors = CodeVectors(config, codebook, width, scale=width**-0.5)
+        nn.init.zeros_(self.vectors.free.weight)
+        self._table: Tensor | None = None
 
     def forward(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Unnormalised log-probabilities of every code."""
-        logits = self.free(hidden)
-        return logits if self.tied is None else logits + self.tied(hidden) @ self.codebook.to(hidden.dtype).T
+        table = self.vectors.table() if self._table is None else self._table
+        return functional.linear(hidden, table.to(hidden.dtype))
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Within, the weights must stay as they are: the codes' vectors are computed once and not at every call."""
+        self._table = self.vectors.table()
+        try:
+            yield
+        finally:
+            self._table = None
 
 
 def standardise(codebook: Float[Tensor, "v c"]) -> Float[Tensor, "v c"]:

@@ -175,16 +175,16 @@ class ConvEncoder(nn.Module):
 
 
 class PlaceBlock(nn.Module):
-    """Norm, 1x1 convolution to a wider map, swish, 1x1 convolution back, added to the input: places do not mix."""
+    """Norm, linear layer to a wider vector, swish, linear layer back, added to the input: places do not mix."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.norm = PlaceNorm(channels, eps=1e-6)
-        self.up = nn.Conv2d(channels, hidden, 1)
-        self.down = nn.Conv2d(hidden, channels, 1)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.up = nn.Linear(channels, hidden)
+        self.down = nn.Linear(hidden, channels)
 
-    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
-        """The map after the block."""
+    def forward(self, x: Float[Tensor, "*places d"]) -> Float[Tensor, "*places d"]:
+        """The vectors after the block."""
         return x + self.down(F.silu(self.up(self.norm(x))))
 
 
@@ -196,9 +196,10 @@ class NeighbourBlock(nn.Module):
         self.look = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.place = PlaceBlock(channels, hidden)
 
-    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+    def forward(self, x: Float[Tensor, "b gy gx d"]) -> Float[Tensor, "b gy gx d"]:
         """The map after the block."""
-        return self.place(x + self.look(x))
+        seen = self.look(rearrange(x, "b gy gx d -> b d gy gx"))
+        return self.place(x + rearrange(seen, "b d gy gx -> b gy gx d"))
 
 
 class PatchEncoder(nn.Module):
@@ -214,15 +215,16 @@ class PatchEncoder(nn.Module):
     def __init__(self, patch: int, width: int, blocks: int, latent_width: int) -> None:
         super().__init__()
         self.patch = patch
-        self.conv_in = nn.Conv2d(3 * patch**2, width, 1)
+        self.project_in = nn.Linear(3 * patch**2, width)
         self.blocks = nn.Sequential(*(PlaceBlock(width, 2 * width) for _ in range(blocks)))
-        self.norm_out = PlaceNorm(width, eps=1e-6)
-        self.conv_out = nn.Conv2d(width, latent_width, 1)
+        self.norm_out = nn.LayerNorm(width, eps=1e-6)
+        self.project_out = nn.Linear(width, latent_width)
 
     def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d gy gx"]:
         """The feature map."""
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch).contiguous(memory_format=torch.channels_last))
-        return self.conv_out(F.silu(self.norm_out(self.blocks(x))))
+        patches = rearrange(images, "b c (gy p) (gx q) -> b gy gx (c p q)", p=self.patch, q=self.patch)
+        x = self.blocks(self.project_in(patches))
+        return rearrange(self.project_out(F.silu(self.norm_out(x))), "b gy gx d -> b d gy gx")
 
 
 class ConvDecoder(nn.Module):

@@ -97,13 +97,9 @@ class ObjectiveConfig(Config):
         focus_weight: a cell that the named object fills weighs 1 + focus_weight times one without it. Most cells are
             background, and without this they make up nearly all of the loss.
         label_smoothing: share of the target's probability that is spread over all codes.
-        soft_codes: how far the target's probability spreads over codes like the true one (soft labelling, RQ-VAE,
-            arXiv 2203.01941): a code's share falls by e for each such part of the mean squared distance of two codes.
-            0 leaves all of it on the true code. Validation always counts the true code alone.
     """
 
     focus_weight: float = Field(default=1.0, ge=0)
-    soft_codes: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     guidance: GuidanceConfig = GuidanceConfig()
 

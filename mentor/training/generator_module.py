@@ -127,12 +127,9 @@ class GeneratorModule(lightning.LightningModule):
     def example_losses(self, prompts: Sequence[Prompt], batch: Batch) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
         ids, condition = self.encode_batch(prompts, batch.targets)
-        logits = self.generator(condition, ids)
-        if self.training:
-            likeness = code_likeness(ids, self.image_tokenizer.codebook, self.objective.soft_codes)
-            entropy = token_entropy(logits, ids, self.objective.label_smoothing, likeness)
-        else:
-            entropy = token_entropy(logits, ids)
+        logits = self.generator(condition, ids).float()
+        smoothing = self.objective.label_smoothing if self.training else 0.0
+        entropy = token_entropy(logits, ids, smoothing)
         weights = cell_weights(batch.focus, (ids.shape[1], ids.shape[2]), self.objective.focus_weight)
         right = (logits.argmax(dim=-1) == rearrange(ids, "b gy gx -> b (gy gx)")).float()
         return (entropy * weights).mean(dim=1), right.mean(dim=1)
@@ -194,34 +191,16 @@ class GeneratorModule(lightning.LightningModule):
 
 
 def token_entropy(
-    logits: Float[Tensor, "b t v"],
-    ids: Int[Tensor, "b gy gx"],
-    label_smoothing: float = 0.0,
-    likeness: Float[Tensor, "n v"] | None = None,
+    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b gy gx"], label_smoothing: float = 0.0
 ) -> Float[Tensor, "b t"]:
-    """Cross entropy of every token with `ids`, or with the probabilities `likeness`, computed in float32."""
+    """Cross entropy of every token, computed in float32."""
     flat = functional.cross_entropy(
         rearrange(logits.float(), "b t v -> (b t) v"),
-        rearrange(ids, "b gy gx -> (b gy gx)") if likeness is None else likeness,
+        rearrange(ids, "b gy gx -> (b gy gx)"),
         reduction="none",
         label_smoothing=label_smoothing,
     )
     return rearrange(flat, "(b t) -> b t", b=ids.shape[0])
-
-
-@torch.no_grad()
-def code_likeness(
-    ids: Int[Tensor, "b gy gx"], codebook: Float[Tensor, "v c"], spread: float
-) -> Float[Tensor, "n v"] | None:
-    """For each token probabilities that fall with a code's squared distance from the true one; None for no spread."""
-    if not spread:
-        return None
-    codebook = codebook.float()
-    # The mean squared distance of two codes is twice the variance.
-    scale = spread * 2 * codebook.var(dim=0, correction=0).sum()
-    true = codebook[rearrange(ids, "b gy gx -> (b gy gx)")]
-    distance = torch.cdist(true, codebook, compute_mode="use_mm_for_euclid_dist").square()
-    return torch.softmax(-distance / scale, dim=-1)
 
 
 def cell_weights(focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float) -> Float[Tensor, "b t"]:

@@ -30,7 +30,7 @@ def generator() -> Generator:
         head=ARHeadConfig(),
     )
     model = Generator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
-    torch.nn.init.normal_(model.head.free.weight, std=0.5)
+    torch.nn.init.normal_(model.head.vectors.free.weight, std=0.5)
     return model.eval()
 
 

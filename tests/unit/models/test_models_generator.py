@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from mentor.conditioning import NativeConfig, TextTokenizer, encode_condition
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator, count_parameters
 from mentor.models.generator import prefix_lm_mask
+from mentor.models.heads import ARHead, CodeEmbedding, CodeVectors
 from mentor.types import Codes, CodeSpec, ImageSegment, TextSegment
 
 SPEC = CodeSpec(grid=(3, 3), vocab_size=20, code_width=4, feature_width=6)
 
 
-def make_generator(kv_heads: int = 0, **head: bool) -> Generator:
+def make_generator(kv_heads: int = 0, **head: int) -> Generator:
     torch.manual_seed(0)
     config = GeneratorConfig(
         conditioner=NativeConfig(max_prefix=64),
@@ -20,12 +22,12 @@ def make_generator(kv_heads: int = 0, **head: bool) -> Generator:
     )
     tokenizer = TextTokenizer.train(["a red circle", "a blue square"], 300)
     generator = build_generator(config, tokenizer, SPEC, torch.randn(20, 4))
-    torch.nn.init.normal_(generator.head.free.weight, std=0.1)
+    torch.nn.init.normal_(generator.head.vectors.free.weight, std=0.1)
     return generator.eval()
 
 
 def encode(images: torch.Tensor) -> Codes:
-    pooled = torch.nn.functional.adaptive_avg_pool2d(images, 3)
+    pooled = functional.adaptive_avg_pool2d(images, 3)
     ids = torch.zeros(len(images), 3, 3, dtype=torch.long)
     return Codes(ids, pooled[:, [0, 1, 2, 0]], pooled[:, [0, 1, 2, 2, 1, 0]])
 
@@ -99,8 +101,39 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_untied_head_has_no_code_projection() -> None:
-    assert make_generator(tied=False).head.tied is None
-    assert make_generator().head.tied is not None
+    assert make_generator(tied=False).head.vectors.tied is None
+    assert make_generator().head.vectors.tied is not None
+
+
+@pytest.mark.parametrize("head", [{"tied": False}, {"hidden": 0}, {"hidden": 16}])
+def test_logits_match_states_with_the_vectors_of_the_codes(head: dict[str, int]) -> None:
+    generator = make_generator(**head)
+    vectors = generator.head.vectors
+    torch.testing.assert_close(vectors.table(), vectors(torch.arange(20)))
+    hidden = torch.randn(2, 5, 32)
+    expected = torch.einsum("btd,vd->btv", hidden, vectors.table())
+    torch.testing.assert_close(generator.head(hidden), expected)
+    with generator.head.fixed():
+        torch.testing.assert_close(generator.head(hidden), expected)
+        vectors.free.weight = torch.nn.Parameter(torch.zeros_like(vectors.free.weight))
+        torch.testing.assert_close(generator.head(hidden), expected)
+    assert (generator.head(hidden) - expected).abs().max() > 0.1
+
+
+def test_codes_of_one_vector_share_all_but_the_free_part() -> None:
+    codebook = torch.randn(6, 4)
+    codebook[5] = codebook[2]
+    vectors = CodeVectors(ARHeadConfig(hidden=8), codebook, 16, scale=1.0)
+    shared = (vectors.table() - vectors.free.weight).detach()
+    torch.testing.assert_close(shared[5], shared[2])
+    assert (shared[1] - shared[2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("hidden", [0, 256])
+def test_new_logits_and_tokens_have_about_variance_one(hidden: int) -> None:
+    config, codebook = ARHeadConfig(hidden=hidden), functional.normalize(torch.randn(1000, 8), dim=-1)
+    assert float(CodeEmbedding(config, codebook, 64)(torch.arange(1000)[None]).std()) == pytest.approx(1, abs=0.3)
+    assert float(ARHead(config, codebook, 64)(torch.randn(50, 1, 64)).std()) == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize(

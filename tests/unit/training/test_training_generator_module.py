@@ -10,7 +10,7 @@ from mentor.models import Generator
 from mentor.models.checkpoint import weights_fingerprint
 from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import GuidanceConfig, ObjectiveConfig
-from mentor.training.generator_module import GeneratorModule, cell_weights, code_likeness, token_entropy
+from mentor.training.generator_module import GeneratorModule, cell_weights, token_entropy
 from mentor.training.optim import OptimizerConfig
 from mentor.types import Batch, ImageSegment, TextSegment, prompt_images
 
@@ -66,31 +66,6 @@ def test_entropy_is_that_of_the_definition() -> None:
     expected = -logits.log_softmax(-1).gather(2, ids.reshape(2, 4, 1)).squeeze(2)
     torch.testing.assert_close(token_entropy(logits, ids), expected)
     assert token_entropy(logits.bfloat16(), ids).dtype == torch.float32
-
-
-def test_likeness_falls_by_e_for_each_spread_of_the_mean_squared_distance() -> None:
-    codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    pairs = torch.cdist(codebook, codebook).square()
-    likeness = code_likeness(torch.tensor([[[1]]]), codebook, 0.5)
-    assert likeness is not None
-    expected = torch.exp(-pairs[1] / (0.5 * pairs.mean()))
-    torch.testing.assert_close(likeness, (expected / expected.sum()).unsqueeze(0))
-    assert code_likeness(torch.tensor([[[1]]]), codebook, 0.0) is None
-
-
-def test_soft_codes_are_learned_from_and_not_validated(generator: Generator, image_tokenizer: ImageTokenizer) -> None:
-    batch = make_batch(2)
-    hard, soft = (make_module(generator, image_tokenizer, soft_codes=spread) for spread in (0.0, 0.2))
-    torch.testing.assert_close(
-        hard.eval().example_losses(batch.prompts, batch), soft.eval().example_losses(batch.prompts, batch)
-    )
-    losses, _ = soft.train().example_losses(batch.prompts, batch)
-    ids, condition = soft.encode_batch(batch.prompts, batch.targets)
-    likeness = code_likeness(ids, image_tokenizer.codebook, 0.2)
-    assert likeness is not None
-    log = generator(condition, ids).log_softmax(-1).flatten(0, 1)
-    weights = cell_weights(batch.focus, (8, 8), 1.0)
-    torch.testing.assert_close(losses, (-(likeness * log).sum(-1).view(2, 64) * weights).mean(dim=1))
 
 
 def test_the_loss_is_the_weighted_mean(generator: Generator, image_tokenizer: ImageTokenizer) -> None:
