@@ -12,13 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-
-from mentor.conditioning import NativeConfig, TextTokenizer
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
-from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
-from mentor.tokenizers import ImageTokenizerConfig, VQConfig, build_image_tokenizer
+from tiny import save_tiny_releases
 
 ROOT = Path(__file__).resolve().parents[2]
 # Enough training to have a run folder, as little as there can be.
@@ -28,31 +23,7 @@ SHORT = ("experiment=test", "trainer.max_steps=2", "ema=null", "trainer.validate
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the releases `tokenizer` and `model`, both untrained and very small."""
-    folder = tmp_path_factory.mktemp("releases")
-    torch.manual_seed(0)
-    shape = ImageTokenizerConfig(
-        channels=16,
-        multipliers=(1, 2),
-        encoder_blocks=1,
-        decoder_blocks=1,
-        stem=4,
-        attention=False,
-        middle=False,
-        latent_width=32,
-        groups=4,
-        quantizer=VQConfig(codes=32),
-    )
-    tokenizer = build_image_tokenizer(shape)
-    save_image_tokenizer(folder / "tokenizer", tokenizer, 64, Card("test"))
-    config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=256),
-        backbone=BackboneConfig(layers=1, width=32, heads=2, rope_base=100),
-        head=ARHeadConfig(),
-    )
-    text = TextTokenizer.train(["a large red circle at the left on stripes"], 300)
-    generator = Generator(config, text, code_spec(tokenizer, 64), tokenizer.codebook)
-    save_generator(folder / "model", generator, tokenizer, 64, Card("test"))
-    return folder
+    return save_tiny_releases(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_generator, tiny_image_tokenizer
 
-from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.errors import UserError
 from mentor.generate import (
     Model,
@@ -19,39 +19,16 @@ from mentor.generate import (
     save_picture,
     to_reference,
 )
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
-from mentor.models.checkpoint import Card, code_spec, save_generator
-from mentor.tokenizers import ImageTokenizerConfig, build_image_tokenizer
+from mentor.models.checkpoint import Card, save_generator
 
 PROMPT = "The mug in <image>.\n a red mug"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tokenizer = build_image_tokenizer(
-        ImageTokenizerConfig(
-            channels=8,
-            multipliers=(1, 2),
-            encoder_blocks=1,
-            decoder_blocks=1,
-            stem=2,
-            attention=False,
-            middle=False,
-            latent_width=8,
-            groups=4,
-            quantizer={"kind": "vq", "codes": 16, "width": 4},
-        )
-    )
-    config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=64),
-        backbone=BackboneConfig(layers=1, width=16, heads=2),
-        head=ARHeadConfig(),
-    )
-    spec = code_spec(tokenizer, 16)
-    generator = Generator(config, TextTokenizer.train(["a red mug"] * 3, 300), spec, tokenizer.codebook)
+    tokenizer = tiny_image_tokenizer(stem=2, codes=16, width=4)
     path = tmp_path_factory.mktemp("model") / "release"
-    save_generator(path, generator, tokenizer, 16, Card("test"))
+    save_generator(path, tiny_generator(tokenizer, 16, max_prefix=64), tokenizer, 16, Card("test"))
     return path
 
 

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
+from tiny import save_tiny_releases
 
-from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.data.composing import Composer
 from mentor.data.recipes import load_recipe
 from mentor.data.records import Record
 from mentor.evaluation.judges import readable
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
-from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
-from mentor.tokenizers import ImageTokenizerConfig, build_image_tokenizer
-from mentor.tokenizers.vq import VQConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SCENES = 60
@@ -60,29 +55,4 @@ def degrade(image: np.ndarray, seed: int) -> np.ndarray:
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the releases `tokenizer` and `model`, untrained and very small."""
-    folder = tmp_path_factory.mktemp("releases")
-    torch.manual_seed(0)
-    tokenizer = build_image_tokenizer(
-        ImageTokenizerConfig(
-            channels=8,
-            multipliers=(1, 2),
-            encoder_blocks=1,
-            decoder_blocks=1,
-            stem=4,
-            attention=False,
-            middle=False,
-            latent_width=16,
-            groups=4,
-            quantizer=VQConfig(codes=64),
-        )
-    )
-    save_image_tokenizer(folder / "tokenizer", tokenizer, 64, Card("test"))
-    config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=256),
-        backbone=BackboneConfig(layers=1, width=32, heads=2, rope_base=100),
-        head=ARHeadConfig(),
-    )
-    text = TextTokenizer.train(["a large red circle at the left on stripes"], 300)
-    generator = Generator(config, text, code_spec(tokenizer, 64), tokenizer.codebook)
-    save_generator(folder / "model", generator, tokenizer, 64, Card("test", training={"steps": 3}))
-    return folder
+    return save_tiny_releases(tmp_path_factory.mktemp("releases"), codes=64)

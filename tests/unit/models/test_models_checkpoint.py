@@ -6,37 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_generator, tiny_image_tokenizer
 
-from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.errors import UserError
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
+from mentor.models import Generator
 from mentor.models.checkpoint import (
     Card,
-    code_spec,
     load_generator,
     load_image_tokenizer,
     save_generator,
     save_image_tokenizer,
 )
-from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
-
-TOKENIZER = ImageTokenizerConfig(
-    channels=8, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1, stem=2, attention=False, middle=False,
-    latent_width=8, groups=4, quantizer={"kind": "vq", "codes": 16, "width": 4},
-)  # fmt: skip
+from mentor.tokenizers import ImageTokenizer
 
 
 @pytest.fixture
 def parts() -> tuple[Generator, ImageTokenizer]:
-    torch.manual_seed(0)
-    tokenizer = build_image_tokenizer(TOKENIZER).eval()
-    config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=32),
-        backbone=BackboneConfig(layers=1, width=16, heads=2),
-        head=ARHeadConfig(),
-    )
-    text = TextTokenizer.train(["a red circle"] * 3, 300)
-    return Generator(config, text, code_spec(tokenizer, 16), tokenizer.codebook).eval(), tokenizer
+    tokenizer = tiny_image_tokenizer(stem=2, codes=16, width=4)
+    return tiny_generator(tokenizer, 16, max_prefix=32).eval(), tokenizer
 
 
 def save(folder: Path, parts: tuple[Generator, ImageTokenizer]) -> Path:

@@ -154,7 +154,7 @@ def test_the_names_of_the_published_weights() -> None:
 def test_the_demos_tokenizer() -> None:
     config = ImageTokenizerConfig(**read_yaml(CONFIGS / "demo.yaml"))
     tokenizer = build_image_tokenizer(config)
-    assert (tokenizer.factor, tokenizer.vocab_size, tokenizer.code_width) == (8, 4096, 8)
+    assert (tokenizer.factor, tokenizer.vocab_size, tokenizer.code_width) == (8, 2048, 8)
     assert sum(weight.numel() for weight in tokenizer.parameters()) < 3_000_000
 
 

@@ -5,54 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tiny import tiny_generator, tiny_image_tokenizer
 
-from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.config import compose, validate
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
-from mentor.models.checkpoint import Card, code_spec, save_image_tokenizer
-from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
+from mentor.models import Generator
+from mentor.models.checkpoint import Card, save_image_tokenizer
+from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import TrainConfig
-
-
-def make_image_tokenizer() -> ImageTokenizer:
-    torch.manual_seed(0)
-    config = ImageTokenizerConfig(
-        channels=8,
-        multipliers=(1, 2),
-        stem=4,
-        attention=False,
-        middle=False,
-        latent_width=16,
-        groups=8,
-        encoder_blocks=1,
-        decoder_blocks=1,
-        quantizer=VQConfig(codes=32),
-    )
-    return build_image_tokenizer(config).eval()
 
 
 @pytest.fixture
 def image_tokenizer() -> ImageTokenizer:
-    return make_image_tokenizer()
+    return tiny_image_tokenizer()
 
 
 @pytest.fixture
 def generator(image_tokenizer: ImageTokenizer) -> Generator:
-    torch.manual_seed(1)
-    text_tokenizer = TextTokenizer.train(["a red circle", "a blue square at the left"], 300)
-    config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=160),
-        backbone=BackboneConfig(layers=2, width=32, heads=2, rope_base=100.0),
-        head=ARHeadConfig(),
-    )
-    return build_generator(config, text_tokenizer, code_spec(image_tokenizer, 64), image_tokenizer.codebook)
+    return tiny_generator(image_tokenizer, layers=2, max_prefix=160)
 
 
 @pytest.fixture(scope="session")
 def tokenizer_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image_tokenizer") / "release"
-    save_image_tokenizer(folder, make_image_tokenizer(), 64, Card("test"))
+    save_image_tokenizer(folder, tiny_image_tokenizer(), 64, Card("test"))
     return folder
 
 

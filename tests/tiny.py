@@ -1,0 +1,53 @@
+"""Models of a few thousand random weights, for tests that need one that works and not one that knows anything."""
+
+from pathlib import Path
+
+import torch
+
+from mentor.conditioning import NativeConfig, TextTokenizer
+from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
+from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
+from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
+
+CAPTIONS = ("a large red circle at the left on stripes", "a blue square at the left")
+
+
+def tiny_image_tokenizer(stem: int = 4, codes: int = 32, width: int = 8) -> ImageTokenizer:
+    """A convolutional tokenizer of 2 * stem px a code, the same at every call, in eval mode."""
+    torch.manual_seed(0)
+    config = ImageTokenizerConfig(
+        channels=8,
+        multipliers=(1, 2),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        stem=stem,
+        attention=False,
+        middle=False,
+        latent_width=16,
+        groups=4,
+        quantizer=VQConfig(codes=codes, width=width),
+    )
+    return build_image_tokenizer(config).eval()
+
+
+def tiny_generator(
+    image_tokenizer: ImageTokenizer, image_size: int = 64, layers: int = 1, max_prefix: int = 256
+) -> Generator:
+    """A generator for the tokenizer's codes, the same at every call."""
+    torch.manual_seed(1)
+    config = GeneratorConfig(
+        conditioner=NativeConfig(max_prefix=max_prefix),
+        backbone=BackboneConfig(layers=layers, width=32, heads=2, rope_base=100),
+        head=ARHeadConfig(),
+    )
+    text_tokenizer = TextTokenizer.train(CAPTIONS, 300)
+    return build_generator(config, text_tokenizer, code_spec(image_tokenizer, image_size), image_tokenizer.codebook)
+
+
+def save_tiny_releases(folder: Path, codes: int = 32) -> Path:
+    """Write the releases `tokenizer` and `model` into `folder`, for pictures of 64 px; `folder`."""
+    image_tokenizer = tiny_image_tokenizer(codes=codes)
+    save_image_tokenizer(folder / "tokenizer", image_tokenizer, 64, Card("test"))
+    card = Card("test", training={"steps": 3})
+    save_generator(folder / "model", tiny_generator(image_tokenizer), image_tokenizer, 64, card)
+    return folder
