@@ -12,6 +12,7 @@ from mentor.errors import UserError
 from mentor.models import Generator
 from mentor.models.checkpoint import (
     Card,
+    code_spec,
     load_generator,
     load_image_tokenizer,
     save_generator,
