@@ -198,7 +198,8 @@ class NeighbourBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b gy gx d"]) -> Float[Tensor, "b gy gx d"]:
         """The map after the block."""
-        seen = self.look(rearrange(x, "b gy gx d -> b d gy gx"))
+        # Contiguous, or the gradient of the kernels comes in an order of its own, which distributed training must undo.
+        seen = self.look(rearrange(x, "b gy gx d -> b d gy gx").contiguous())
         return self.place(x + rearrange(seen, "b d gy gx -> b gy gx d"))
 
 
