@@ -111,8 +111,8 @@ def make_phases(experiment: str, recipe: str, settings: list[str], progress: Pro
     return [
         Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 25),
         Phase("image tokenizer", lambda: train("tokenizer"), 330),
-        Phase("stage 1", lambda: train("1"), 400),
-        Phase("stage 2", lambda: train("2"), 530),
+        Phase("stage 1", lambda: train("1"), 380),
+        Phase("stage 2", lambda: train("2"), 500),
         Phase("pictures", draw, 10),
         Phase("evaluation", evaluate, 50),
     ]
