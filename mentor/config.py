@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, overload
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -129,10 +130,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path} cannot be read as a configuration: {_first_line(error)}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from None
-        raise
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds no mapping of keys to values")
     return {str(key): value for key, value in loaded.items()}

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from mentor.conditioning.prefix import Condition, Prefix, Span
@@ -39,7 +40,7 @@ class NativeConfig(Config):
     image_features: tuple[Literal["latents", "features"], ...] = ("latents", "features")
     shared_cells: bool = True
     hidden: float = 2.0
-    neighbour_blocks: int = 0
+    neighbour_blocks: int = Field(default=0, ge=0)
 
 
 class ImageProjector(nn.Module):
