@@ -101,7 +101,6 @@ class Checkpoints(Checkpoint):
         self._step = 0
         self._signal = 0
         self._stop = 0
-        self._handlers: dict[int, Any] = {}
 
     @property
     def requested(self) -> int:
@@ -109,11 +108,14 @@ class Checkpoints(Checkpoint):
         return self._signal
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals from Lightning, which would save nothing or end with success (Lightning's hook)."""
+        """Take over the signals from Lightning, which would save nothing or end with success (Lightning's hook).
+
+        Lightning gives back all signals as they were before it when the run ends, however it ends.
+        """
         self._saved_at = time.monotonic()
         self._step = trainer.global_step
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+            signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self,
@@ -146,16 +148,6 @@ class Checkpoints(Checkpoint):
         if self._stop:
             raise Stopped(self._stop)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back, before Lightning gives back what it took (Lightning's hook)."""
-        self._release()
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back (Lightning's hook)."""
-        self._release()
-
     def _agreed(self, trainer: lightning.Trainer) -> tuple[int, bool]:
         """The signal that any process got, and whether it is time in any."""
         late = time.monotonic() - self._saved_at > self._seconds
@@ -170,8 +162,3 @@ class Checkpoints(Checkpoint):
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-
-    def _release(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
