@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -146,6 +147,7 @@ def fit(
     checkpoints: Checkpoints,
 ) -> None:
     """Train to the last step, from the folder's checkpoint if it has one."""
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(folder.checkpoint) if folder.checkpoint else None)
     except Stopped as stop:
@@ -161,6 +163,7 @@ def fit(
         if checkpoints.requested:
             raise SystemExit(128 + checkpoints.requested) from None
         if isinstance(error.__context__, KeyboardInterrupt):  # it came before the first step
+            signal.signal(signal.SIGINT, interrupt)  # Lightning ignores it from the first one on
             raise KeyboardInterrupt from None
         raise
 
