@@ -79,7 +79,7 @@ class GeneratorModule(lightning.LightningModule):
         return self._frozen.module
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine (Lightning's hook)."""
+        """The optimizer, with warm-up and cosine (Lightning's hook)."""
         return configure_optimizers(self.generator, self._optimizer, self._updates)
 
     def on_fit_start(self) -> None:

@@ -66,7 +66,7 @@ class ImageTokenizerModule(lightning.LightningModule):
         self._validation_psnr = torch.zeros(2)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine (Lightning's hook)."""
+        """The optimizer, with warm-up and cosine (Lightning's hook)."""
         return configure_optimizers(self.tokenizer, self._optimizer, self._updates)  # type: ignore[return-value]
 
     def on_train_start(self) -> None:

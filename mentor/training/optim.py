@@ -1,21 +1,25 @@
 """The optimizer and its learning rate, counted in optimizer updates whatever the accumulation."""
 
 import math
-from typing import Any
+from typing import Literal, NamedTuple, assert_never
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import Field
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mentor.config import Config
+from mentor.training.joint import JointOptimizer
 
 
 class OptimizerConfig(Config):
-    """AdamW with warm-up and cosine.
+    """The optimizer, with warm-up and cosine.
 
     Attributes:
+        kind: "adamw" for all parameters, or "muon": Muon (Jordan et al. 2024) for the matrices of linear layers, its
+            steps scaled to the size of AdamW's (arXiv 2502.16982, section 2.2), and AdamW for all others.
+        betas: AdamW's.
         lr: learning rate at the end of the warm-up.
         weight_decay: applied to the matrices of linear and convolution layers, not to embeddings, norms and biases.
         warmup: share of all updates in which the rate rises to `lr`.
@@ -23,6 +27,7 @@ class OptimizerConfig(Config):
         clip: largest norm of the gradient; 0 leaves it as it is.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -31,18 +36,29 @@ class OptimizerConfig(Config):
     clip: float = Field(default=1.0, ge=0)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters of `module` in two groups: matrices, which decay, and all others, which do not."""
-    matrices = {
-        id(part.weight)
-        for part in module.modules()
-        if isinstance(part, nn.Linear | nn.modules.conv._ConvNd) and part.weight is not None
-    }
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if id(parameter) in matrices]
-    others = [parameter for parameter in trained if id(parameter) not in matrices]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+class TrainedParameters(NamedTuple):
+    """The trainable parameters of a module, each in one list."""
+
+    matrices: list[nn.Parameter]
+    kernels: list[nn.Parameter]
+    others: list[nn.Parameter]
+
+
+def trained_parameters(module: nn.Module) -> TrainedParameters:
+    """The matrices of linear layers, the kernels of convolutions and all other trainable parameters of `module`."""
+    matrices = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    kernels = {id(part.weight) for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)}
+    sorted_out = TrainedParameters([], [], [])
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in matrices:
+            sorted_out.matrices.append(parameter)
+        elif id(parameter) in kernels:
+            sorted_out.kernels.append(parameter)
+        else:
+            sorted_out.others.append(parameter)
+    return sorted_out
 
 
 def rate_factor(update: int, updates: int, warmup: int, min_ratio: float) -> float:
@@ -57,13 +73,32 @@ def rate_factor(update: int, updates: int, warmup: int, min_ratio: float) -> flo
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over the trainable parameters of `module`."""
-    groups = parameter_groups(module, config.weight_decay)
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimizer of the settings' kind over the trainable parameters of `module`."""
+    matrices, kernels, others = trained_parameters(module)
+    match config.kind:
+        case "adamw":
+            return _adamw(matrices + kernels, others, config)
+        case "muon":
+            parts: list[Optimizer] = []
+            if matrices:
+                # With this scale of the step, rate and decay mean for a matrix what they mean for AdamW.
+                parts.append(
+                    Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+                )
+            if kernels or others:
+                parts.append(_adamw(kernels, others, config))
+            return JointOptimizer(parts)
+        case _:
+            assert_never(config.kind)
+
+
+def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> AdamW:
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     # The fused kernel wants floating parameters on one kind of device; older accelerators do without it.
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    devices = {parameter.device.type for parameter in decayed + others}
     fused = devices <= {"cpu"} or devices <= {"cuda"}
-    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    optimizer = AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
     # A fused step could undo a loss scaler's scaling by itself, and Lightning then refuses to clip gradients in mixed
     # precision; float16 is scaled back before clipping like this, and bfloat16 has no scaler.
     optimizer._step_supports_amp_scaling = False

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import lightning
 import pytest
 import torch
@@ -5,7 +7,13 @@ from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from mentor.models import Generator
-from mentor.training.optim import OptimizerConfig, build_optimizer, configure_optimizers, parameter_groups, rate_factor
+from mentor.training.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    configure_optimizers,
+    rate_factor,
+    trained_parameters,
+)
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_the_minimum() -> None:
@@ -33,61 +41,88 @@ def test_the_shortest_trainings_have_a_rate(updates: int) -> None:
     assert all(0 < rate_factor(update, updates, 0, 0.1) <= 1 for update in range(updates + 1))
 
 
-def test_only_matrices_decay(generator: Generator) -> None:
+def test_every_parameter_is_a_matrix_a_kernel_or_another_one(generator: Generator) -> None:
     names = {id(parameter): name for name, parameter in generator.named_parameters()}
-    decayed, others = parameter_groups(generator, 0.05)
-    assert decayed["weight_decay"] == 0.05
-    assert others["weight_decay"] == 0.0
-    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
-    other_names = {names[id(parameter)] for parameter in others["params"]}
-    assert decayed_names | other_names == set(names.values())
-    assert not decayed_names & other_names
-    assert {"rows", "columns", "conditioner.special", "conditioner.text.weight", "embedding.free.weight"} <= other_names
-    assert all(generator.get_parameter(name).ndim >= 2 for name in decayed_names)
-    assert any("attention" in name for name in decayed_names)
-    assert not any("norm" in name or name.endswith("bias") for name in decayed_names)
+    matrices, kernels, others = ({names[id(one)] for one in part} for part in trained_parameters(generator))
+    assert matrices | kernels | others == set(names.values())
+    assert len(matrices) + len(kernels) + len(others) == len(names)
+    assert {"rows", "columns", "conditioner.special", "conditioner.text.weight", "embedding.free.weight"} <= others
+    assert all(generator.get_parameter(name).ndim == 2 for name in matrices)
+    assert any("attention" in name for name in matrices)
+    assert not any("norm" in name or name.endswith("bias") for name in matrices | kernels)
 
 
 def test_frozen_parameters_are_left_out() -> None:
     module = nn.Linear(2, 2)
     module.weight.requires_grad_(False)
-    (group,) = parameter_groups(module, 0.1)
-    assert [id(parameter) for parameter in group["params"]] == [id(module.bias)]
+    matrices, kernels, others = trained_parameters(module)
+    assert not matrices + kernels
+    assert [id(parameter) for parameter in others] == [id(module.bias)]
 
 
-def test_weight_decay_shrinks_matrices_alone() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    optimizer = build_optimizer(module, OptimizerConfig(lr=0.1, weight_decay=0.5))
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_and_kernels_alone(kind: Literal["adamw", "muon"]) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 1), nn.LayerNorm(2))
+    optimizer = build_optimizer(module, OptimizerConfig(kind=kind, lr=0.1, weight_decay=0.5))
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, parameter in module.named_parameters():
-        factor = 0.95 if name == "0.weight" else 1.0
+        factor = 0.95 if name in ("0.weight", "1.weight") else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_muon_moves_matrices_as_far_as_adamw_does_and_in_all_directions() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(32, 16)
+    optimizer = build_optimizer(module, OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.0))
+    weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
+    module.weight.grad = torch.outer(torch.randn(16), torch.randn(32)) + 0.1 * torch.randn(16, 32)
+    module.bias.grad = torch.randn(16)
+    optimizer.step()
+    step = (module.weight.detach() - weight) / 0.1
+    assert 0.1 < step.square().mean().sqrt() < 0.4  # AdamW's are 0.2 to 0.4 in the middle of a training
+    strengths = torch.linalg.svdvals(step)
+    assert strengths.max() < 2.5 * strengths.min()  # the gradient's: more than 20
+    torch.testing.assert_close(module.bias.detach(), bias - 0.1 * module.bias.grad.sign())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("left", ["weight", "bias"])
+def test_an_optimizer_of_one_sort_of_parameters(kind: Literal["adamw", "muon"], left: str) -> None:
+    module = nn.Linear(2, 2)
+    module.get_parameter(left).requires_grad_(False)
+    optimizer = build_optimizer(module, OptimizerConfig(kind=kind, lr=0.1))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
 
 
 class Line(lightning.LightningModule):
     """Notes the rate that every batch is trained with."""
 
-    def __init__(self, updates: int) -> None:
+    def __init__(self, updates: int, kind: Literal["adamw", "muon"]) -> None:
         super().__init__()
         self.line = nn.Linear(1, 1)
+        self.config = OptimizerConfig(kind=kind, lr=1.0, warmup=0.2, min_ratio=0.1)
         self.updates = updates
         self.rates: list[float] = []
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        (rate,) = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        self.rates.append(rate)
         return self.line(batch).square().mean()
 
     def configure_optimizers(self):
-        return configure_optimizers(self.line, OptimizerConfig(lr=1.0, warmup=0.2, min_ratio=0.1), self.updates)
+        return configure_optimizers(self.line, self.config, self.updates)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_rate_moves_with_updates_and_not_with_batches(accumulate: int, tmp_path) -> None:
+def test_the_rate_moves_with_updates_and_not_with_batches(
+    accumulate: int, kind: Literal["adamw", "muon"], tmp_path
+) -> None:
     updates = 10
-    module = Line(updates)
+    module = Line(updates, kind)
     trainer = lightning.Trainer(
         max_steps=updates,
         accumulate_grad_batches=accumulate,

@@ -39,11 +39,11 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GeneratorModule, "training_step", training_step)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("change", ["optimizer.kind=adamw", "optimizer.kind=muon", "trainer.accumulate=2"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    settings: Settings, tmp_path: Path, accumulate: int, capsys: pytest.CaptureFixture[str]
+    settings: Settings, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = ("trainer.max_steps=6", f"trainer.accumulate={accumulate}", "backbone.dropout=0.1", "data.warmup_steps=2")
+    changes = ("trainer.max_steps=6", "backbone.dropout=0.1", "data.warmup_steps=2", change)
     train(settings(*changes, f"run.dir={tmp_path / 'whole'}"))
     parts = settings(*changes, f"run.dir={tmp_path / 'parts'}")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
