@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,17 +193,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     info = PngInfo()
     if METADATA_KEY in picture.info:
         info.add_itxt(METADATA_KEY, picture.info[METADATA_KEY], zip=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
+        try:
+            with partial.open("wb") as file:
                 picture.save(file, "PNG", pnginfo=info)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
 

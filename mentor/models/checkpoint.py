@@ -210,6 +210,7 @@ def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS
     )
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets the owner alone read them
     if card.samples is not None:
         card.samples.save(folder / "samples.png")
     (folder / "README.md").write_text(render_card(card, config, module), encoding="utf-8")

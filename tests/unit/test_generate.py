@@ -115,6 +115,13 @@ def test_metadata_makes_the_picture_again_without_its_reference_file(
     assert pixels[0] == pixels[1]
 
 
+def test_a_written_picture_may_be_read_by_whoever_may_read_a_new_file(model: Model, tmp_path: Path) -> None:
+    save_picture(generate(model, "a red mug")[0], tmp_path / "x.png")
+    (tmp_path / "new").touch()
+    assert (tmp_path / "x.png").stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "x.png"]
+
+
 def test_another_model_is_refused_for_from_png(model: Model, folder: Path, tmp_path: Path) -> None:
     picture = generate(model, "a red mug")[0]
     picture.info["mentor"] = picture.info["mentor"].replace(model.release.fingerprint, "0123456789abcdef")

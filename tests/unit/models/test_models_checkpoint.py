@@ -57,6 +57,15 @@ def test_folder_holds_plain_files_only(tmp_path: Path, parts: tuple[Generator, I
     assert "a | test" in card and "| psnr | 21.5 |" in card and "samples.png" in card
 
 
+def test_whoever_may_read_a_new_file_may_read_the_folder(
+    tmp_path: Path, parts: tuple[Generator, ImageTokenizer]
+) -> None:
+    folder = save(tmp_path / "release", parts)
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_a_failed_save_leaves_the_old_release(
     tmp_path: Path, parts: tuple[Generator, ImageTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
