@@ -109,12 +109,12 @@ def make_phases(experiment: str, recipe: str, settings: list[str], progress: Pro
         return "-m", "mentor.evaluate", f"model={release}", f"data={shards}", f"output={run}", spent
 
     return [
-        Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 25),
-        Phase("image tokenizer", lambda: train("tokenizer"), 330),
+        Phase("shards", lambda: (str(TOOLS / "make_shards.py"), recipe, f"output={shards}", *settings), 20),
+        Phase("image tokenizer", lambda: train("tokenizer"), 375),
         Phase("stage 1", lambda: train("1"), 380),
-        Phase("stage 2", lambda: train("2"), 500),
-        Phase("pictures", draw, 10),
-        Phase("evaluation", evaluate, 50),
+        Phase("stage 2", lambda: train("2"), 425),
+        Phase("pictures", draw, 5),
+        Phase("evaluation", evaluate, 45),
     ]
 
 
