@@ -126,7 +126,7 @@ def show(results: Results, console: Console) -> None:
         "chance",
         "nothing",
         box=None,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),  # the whole is no wider than 80 columns
     )
     for headline in HEADLINES:
         if headline.key not in results.metrics:
