@@ -1,15 +1,29 @@
-"""The one error class for mistakes a user can make, and the wrapper that turns it into one line and exit code 2."""
+"""The one error class for mistakes a user can make, and what turns it into one line and exit code 2."""
 
 import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
 class UserError(ValueError):
     """A mistake of whoever called: the message says what was given, what is allowed and what to do, on one line."""
+
+
+def check_output(folder: Path) -> None:
+    """Make sure that files could be written into `folder`, before the work for them begins; nothing is made.
+
+    Raises:
+        UserError: they could not.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"output {folder} cannot be written: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output {folder} cannot be written: no permission in {existing}; choose another folder")
 
 
 class Arguments(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from mentor.config import compose_command, flatten, validate
 from mentor.data.shards import ShardSet
-from mentor.errors import UserError, run_main
+from mentor.errors import UserError, check_output, run_main
 from mentor.evaluation.benchmarks import Contestant, Results, evaluate, load_contestant, parameters_by_part
 from mentor.evaluation.config import EvaluationConfig
 from mentor.evaluation.curves import find_runs, read_run
@@ -50,19 +50,6 @@ def read_settings(arguments: Sequence[str]) -> EvaluationConfig:
     if missing:
         raise UserError(f"{missing[0]} has no default: say {missing[0]}=DIR (--help explains all settings)")
     return validate(EvaluationConfig, composed | given)
-
-
-def check_output(output: Path) -> None:
-    """Make sure that results could be written to `output`, before anything is measured or made.
-
-    Raises:
-        UserError: they could not.
-    """
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"output={output} cannot be written: {existing} is a file; choose another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output={output} cannot be written: no permission in {existing}; choose another folder")
 
 
 def write_results(results: Results, html: str, output: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mentor import __version__
 from mentor.conditioning import encode_condition
-from mentor.errors import Arguments, UserError, run_main
+from mentor.errors import Arguments, UserError, check_output, run_main
 from mentor.models.checkpoint import Release, load_generator
 from mentor.sampling import SamplingConfig, sample
 from mentor.types import IMAGE_MARK, parse_prompt
@@ -296,6 +296,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: draw, write PNGs, say where they are."""
     options = parse_arguments(arguments)
+    check_output(options.output)
     if options.from_png:
         if options.prompt or options.image:
             raise UserError("--from-png takes prompt and images from the file: leave them out")

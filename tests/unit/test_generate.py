@@ -101,6 +101,18 @@ def test_command_line_writes_pictures_and_a_grid(folder: Path, reference: Path, 
     assert Image.open(out / "grid.png").size == (16 * 2 + 2, 16 * 2 + 2)
 
 
+def test_an_impossible_output_is_refused_before_anything_is_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*_: object, **__: object) -> None:
+        pytest.fail("drew")
+
+    monkeypatch.setattr("mentor.generate.generate", generate)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; choose another folder"):
+        main(["a red mug", "--model", str(folder), "--output", str(tmp_path / "file" / "below")])
+
+
 def test_metadata_makes_the_picture_again_without_its_reference_file(
     folder: Path, reference: Path, tmp_path: Path
 ) -> None:
