@@ -113,6 +113,13 @@ def test_an_impossible_output_is_refused_before_anything_is_drawn(
         main(["a red mug", "--model", str(folder), "--output", str(tmp_path / "file" / "below")])
 
 
+def test_a_picture_that_cannot_be_written_leaves_nothing(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        save_picture(generate(model, "a red mug")[0], tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
 def test_metadata_makes_the_picture_again_without_its_reference_file(
     folder: Path, reference: Path, tmp_path: Path
 ) -> None:
@@ -172,12 +179,6 @@ def test_broken_and_missing_images_are_named(model: Model, tmp_path: Path, refer
     for path in (broken, tmp_path / "missing.png"):
         with pytest.raises(UserError, match=path.name):
             generate(model, PROMPT, [path])
-
-
-def test_unwritable_output_is_refused_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        main(["a mug", "--model", str(folder), "--output", str(tmp_path / "file" / "out")])
 
 
 def test_progress_counts_every_token(model: Model) -> None:
