@@ -75,10 +75,10 @@ def test_weight_decay_shrinks_matrices_and_kernels_alone(kind: Literal["adamw", 
 
 def test_muon_moves_matrices_as_far_as_adamw_does_and_in_all_directions() -> None:
     torch.manual_seed(0)
-    module = nn.Linear(32, 16)
+    module = nn.Linear(256, 16)
     optimizer = build_optimizer(module, OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.0))
     weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
-    module.weight.grad = torch.outer(torch.randn(16), torch.randn(32)) + 0.1 * torch.randn(16, 32)
+    module.weight.grad = torch.outer(torch.randn(16), torch.randn(256)) + 0.1 * torch.randn(16, 256)
     module.bias.grad = torch.randn(16)
     optimizer.step()
     step = (module.weight.detach() - weight) / 0.1
