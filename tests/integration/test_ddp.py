@@ -105,10 +105,13 @@ def seen(folder: Path, rank: int) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.slow
+# Muon works in bfloat16, where another order of a sum shows.
+@pytest.mark.parametrize(("kind", "tolerance"), [("adamw", 1e-4), ("muon", 1e-3)])
 def test_two_processes_read_disjoint_shards_and_learn_like_one(
-    shapes: Path, image_tokenizer: Path, tmp_path: Path
+    shapes: Path, image_tokenizer: Path, tmp_path: Path, kind: str, tolerance: float
 ) -> None:
-    steps = (f"trainer.max_steps={STEPS}", "trainer.validate_every=6", "data.batch_size=8", "data.lanes=2")
+    length = (f"trainer.max_steps={STEPS}", "trainer.validate_every=6")
+    steps = (*length, "data.batch_size=8", "data.lanes=2", f"optimizer.kind={kind}")
     alone = start(tmp_path / "one", shapes, image_tokenizer, *steps)
     together = start(tmp_path / "two", shapes, image_tokenizer, *steps, "trainer.devices=2")
     for process in (alone, together):
@@ -132,7 +135,7 @@ def test_two_processes_read_disjoint_shards_and_learn_like_one(
     assert {"train/loss/segment", "val/loss/text_to_image"} <= one.keys()
     for name in one:
         if "loss" in name:
-            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+            assert two[name] == pytest.approx(one[name], rel=tolerance), name
 
 
 @pytest.mark.slow
