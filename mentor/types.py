@@ -58,8 +58,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be used, whose place another one took.
+
+    Attributes:
+        shard: path of its shard.
+        key: the sample's.
+        reason: a few fixed words that can be counted.
+        message: the whole story on one line.
+    """
+
+    shard: str
+    key: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Examples side by side. `valid` is False for padding rows that make the ranks' last batches equally long."""
+    """Examples side by side.
+
+    Attributes:
+        valid: False for padding rows that make the ranks' last batches equally long.
+        skipped: samples whose places in the batch others took.
+    """
 
     tasks: Sequence[str]
     prompts: Sequence[Prompt]
@@ -68,6 +90,7 @@ class Batch:
     keys: Sequence[str]
     valid: Bool[Tensor, "b"]
     facts: Sequence[Mapping[str, Any]]
+    skipped: Sequence[Skipped] = ()
 
 
 @dataclass(frozen=True)

@@ -1,210 +1,24 @@
-"""Contact sheets of a data set: its records with captions and masks, and for each task prompt -> target.
+"""A page about a data set: statistics, its records, and for each task prompt -> target; PNG sheets beside it.
 
-    python tools/inspect_shards.py DATA_DIR [--output DIR] [--num N] [--seed S]
-
-The task sheets show what the model gets: text and reference pictures in their order, and the target's pixels.
+python tools/inspect_shards.py DATA_DIR [--output DIR] [--num N] [--seed S]
 """
 
-import random
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from mentor.data.examples import ExampleMaker, outline
-from mentor.data.records import Record
-from mentor.data.shards import ShardSet
-from mentor.data.stream import Sample
-from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS
-from mentor.data.transforms import to_pixels
-from mentor.errors import Arguments, UserError, run_main
-from mentor.types import Example, TextSegment
-
-PICTURE, GAP, COLUMNS = 192, 12, 3
-PROMPT = 2 * PICTURE
-INK, FAINT, RULE, PAPER = (20, 20, 20), (120, 120, 120), (200, 200, 200), (255, 255, 255)
-OUTLINES = ((255, 0, 255), (0, 220, 255), (255, 160, 0), (0, 200, 0))
-FONT = ImageFont.load_default(size=15)
-LINE = 20
+from mentor.data.inspection import write_inspection
+from mentor.errors import Arguments, run_main
 
 
 def main() -> None:
-    """Write the sheets and print their names."""
-    parser = Arguments(description="Contact sheets of a data set's records and of what its tasks ask.")
+    """Write the page and print its name."""
+    parser = Arguments(description="A page of a data set's statistics, its records and what its tasks ask.")
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder with manifest.json")
-    parser.add_argument("--output", type=Path, help="where the PNG files go (default: DATA_DIR/sheets)")
-    parser.add_argument("--num", type=int, default=12, help="records or examples on a sheet (default: 12)")
+    parser.add_argument("--output", type=Path, help="where the files go (default: DATA_DIR/inspection)")
+    parser.add_argument("--num", type=int, default=12, help="records of a split, examples of a task (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="which records, and every choice of the tasks (default: 0)")
     arguments = parser.parse_args()
-    if arguments.num < 1:
-        raise UserError(f"--num {arguments.num}: give a number above 0")
-    output = arguments.output or arguments.data / "sheets"
-    sheets = {}
-    for split in ("train", "heldout"):
-        shards = ShardSet(arguments.data, split)
-        sheets[f"records_{split}"] = records_sheet(shards, arguments.num, arguments.seed)
-        if split == "train":
-            for task in TASKS:
-                sheet = task_sheet(shards, task, arguments.num, arguments.seed)
-                if sheet is None:
-                    print(f"{task}: no record has {REQUIREMENTS[task]}")
-                else:
-                    sheets[f"task_{task}"] = sheet
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, sheet in sheets.items():
-            sheet.save(output / f"{name}.png")
-            print(output / f"{name}.png")
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}: give another --output") from None
-
-
-def choose(shards: ShardSet, num: int, seed: int, task: str | None = None) -> list[Sample]:
-    """Up to `num` samples in random order; with a task, such as it can use."""
-    places = [Sample(0, shard, position) for shard, count in enumerate(shards.counts) for position in range(count)]
-    random.Random(seed).shuffle(places)
-    chosen = []
-    for sample in places:
-        if task is None or REQUIRES[task](outline(shards.description(sample.shard, sample.position))):
-            chosen.append(sample)
-        if len(chosen) == num:
-            break
-    return chosen
-
-
-def records_sheet(shards: ShardSet, num: int, seed: int) -> Image.Image:
-    """Records: picture and views with every mask outlined, captions, objects."""
-    records = [shards.record(sample.shard, sample.position) for sample in choose(shards, num, seed)]
-    return stack([record_card(record) for record in records])
-
-
-def task_sheet(shards: ShardSet, task: str, num: int, seed: int) -> Image.Image | None:
-    """Examples of a task, prompt -> target; None when no record can be used."""
-    samples = choose(shards, num, seed, task)
-    if not samples:
-        return None
-    size = min(shards.record(samples[0].shard, samples[0].position).image.shape[:2])
-    maker = ExampleMaker(shards, seed, size)
-    return stack([example_card(maker.example(task, sample)) for sample in samples])
-
-
-def record_card(record: Record) -> Image.Image:
-    """One record: its picture, then its views, over its captions and objects."""
-    pictures = [outlined(record.image, [thing.mask for thing in record.objects])]
-    pictures += [outlined(view.image, [view.mask]) for view in record.views]
-    lines = [f"{record.key}  {record.subject}", *(f'"{caption}"' for caption in record.captions)]
-    lines += [f"- {thing.name}" + (f" ({thing.phrase})" if thing.phrase else "") for thing in record.objects]
-    width = max(len(pictures), 3) * (PICTURE + GAP)
-    text = [piece for line in lines for piece in wrapped(line, width - 2 * GAP)]
-    card = Image.new("RGB", (width + GAP, PICTURE + 3 * GAP + LINE * len(text)), PAPER)
-    for index, picture in enumerate(pictures):
-        card.paste(picture, (GAP + index * (PICTURE + GAP), GAP))
-    draw = ImageDraw.Draw(card)
-    for index, line in enumerate(text):
-        draw.text((GAP, PICTURE + 2 * GAP + index * LINE), line, INK, FONT)
-    return card
-
-
-def example_card(example: Example) -> Image.Image:
-    """One example: the prompt as it reads, pictures in their places, an arrow, the target."""
-    lines = prompt_lines(example, PROMPT)
-    heights = [PICTURE + GAP if any(isinstance(part, Image.Image) for part in line) else LINE for line in lines]
-    card = Image.new("RGB", (PROMPT + PICTURE + 6 * GAP, max(sum(heights), PICTURE) + 2 * GAP + LINE), PAPER)
-    draw = ImageDraw.Draw(card)
-    top = GAP
-    for line, height in zip(lines, heights, strict=True):
-        left = float(GAP)
-        for part in line:
-            if isinstance(part, str):
-                draw.text((left, top + height - LINE - (height > LINE) * GAP), part, INK, FONT)
-                left += FONT.getlength(part + " ")
-            else:
-                card.paste(part, (round(left), top))
-                left += PICTURE + 4
-        top += height
-    middle, right = GAP + PICTURE // 2, PROMPT + 5 * GAP
-    draw.line([(right - 4 * GAP, middle), (right - 2 * GAP, middle)], INK, 2)
-    draw.polygon([(right - 2 * GAP, middle - 6), (right - 2 * GAP, middle + 6), (right - GAP, middle)], INK)
-    card.paste(enlarged(to_pixels(example.target)), (right, GAP))
-    draw.text((GAP, card.height - LINE - 2), f"{example.task} {example.key}", FAINT, FONT)
-    return card
-
-
-def prompt_lines(example: Example, width: int) -> list[list[str | Image.Image]]:
-    """The prompt in lines of at most `width` pixels, broken where it breaks itself and where a line is full."""
-    lines: list[list[str | Image.Image]] = [[]]
-    used = 0.0
-
-    def put(part: str | Image.Image, size: float) -> None:
-        nonlocal used
-        if used + size > width and lines[-1]:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(part)
-        used += size
-
-    for segment in example.prompt:
-        if isinstance(segment, TextSegment):
-            for number, paragraph in enumerate(segment.text.split("\n")):
-                if number:
-                    lines.append([])
-                    used = 0.0
-                for word in paragraph.split():
-                    put(word, FONT.getlength(word + " "))
-        else:
-            put(enlarged(to_pixels(segment.image)), PICTURE + 4)
-    return lines
-
-
-def stack(cards: Sequence[Image.Image]) -> Image.Image:
-    """The cards in columns, ruled off from each other."""
-    width = max(card.width for card in cards)
-    rows = [cards[first : first + COLUMNS] for first in range(0, len(cards), COLUMNS)]
-    heights = [max(card.height for card in row) for row in rows]
-    columns = min(COLUMNS, len(cards))
-    sheet = Image.new("RGB", (columns * width, sum(heights)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, card in enumerate(row):
-            sheet.paste(card, (column * width, top))
-            draw.rectangle((column * width, top, (column + 1) * width - 1, top + height - 1), outline=RULE)
-        top += height
-    return sheet
-
-
-def enlarged(pixels: np.ndarray) -> Image.Image:
-    """The picture at `PICTURE` pixels on its longer side, its own pixels visible when it is small, thinly framed."""
-    picture = Image.fromarray(pixels)
-    factor = PICTURE / max(picture.size)
-    kind = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    large = picture.resize((round(picture.width * factor), round(picture.height * factor)), kind)
-    ImageDraw.Draw(large).rectangle((0, 0, large.width - 1, large.height - 1), outline=RULE)
-    return large
-
-
-def outlined(pixels: np.ndarray, masks: Sequence[np.ndarray]) -> Image.Image:
-    """The enlarged picture with a coloured line just inside the edge of each mask."""
-    picture = np.asarray(enlarged(pixels)).copy()
-    for index, mask in enumerate(masks):
-        large = Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
-        inside = np.pad(np.asarray(large) > 127, 1)
-        core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-        picture[inside[1:-1, 1:-1] & ~core] = OUTLINES[index % len(OUTLINES)]
-    return Image.fromarray(picture)
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` pixels (a single long word keeps its line)."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and FONT.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+    output = arguments.output or arguments.data / "inspection"
+    print(write_inspection(arguments.data, output, arguments.num, arguments.seed))
 
 
 if __name__ == "__main__":

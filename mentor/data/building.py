@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mentor.data.composing import Composer
+from mentor.data.encoding import Layout
+from mentor.data.manifest import SPLITS, begin, find, finish, identity, lock, remove_partials, shard_path
 from mentor.data.recipes import LoadedRecipe
 from mentor.data.records import Record
-from mentor.data.shards import SPLITS, begin, finish, identity, shard_path, write_shard
-from mentor.data.sources import digest_inputs
+from mentor.data.sources.archives import digest_inputs
+from mentor.data.writing import Sample, Shard, load_shard, sample_of, write_shard
 from mentor.errors import UserError
 
 
@@ -27,11 +29,11 @@ class _Worker:
     composer: Composer
     stop: Event
 
-    def records(self, split: str, positions: range) -> Iterator[Record]:
+    def samples(self, split: str, positions: range) -> Iterator[Sample]:
         for position in positions:
             if self.stop.is_set():
                 raise CancelledError
-            yield self.composer.record(split, position)
+            yield sample_of(self.composer.record(split, position), Layout())
 
 
 _worker: _Worker | None = None
@@ -64,38 +66,44 @@ def build_dataset(
     """
     if workers < 1:
         raise UserError(f"workers={workers} is not allowed: say 1 or more")
-    recipe = loaded.recipe
+    recipe, layout = loaded.recipe, Layout()
     sources = [source for source in (recipe.subjects, recipe.photographs) if source is not None]
-    what = identity(recipe.resolved(), digest_inputs(sources, loaded.folder))
-    composer = Composer(loaded)
-    manifest = begin(output, what)
+    inputs = digest_inputs(sources, loaded.folder)
+    what = identity(recipe.resolved(), inputs, "records", layout.model_dump())
+    manifest = find(output, what)
     if manifest is not None:
         return Build(manifest, found=True)
-    samples: dict[str, int] = {}
-    tasks: list[tuple[str, str, range]] = []
-    for split in SPLITS:
-        length = len(composer.plan[split])
-        for index, start in enumerate(range(0, length, recipe.samples_per_shard)):
-            positions = range(start, min(start + recipe.samples_per_shard, length))
-            path = shard_path(split, index)
-            samples[path] = len(positions)
-            if not (output / path).exists():
-                tasks.append((path, split, positions))
-    total = sum(samples.values())
-    done = total - sum(len(positions) for _, _, positions in tasks)
-    report(done, total)
-
-    def count(records: int) -> None:
-        nonlocal done
-        done += records
+    composer = Composer(loaded)
+    with lock(output):
+        begin(output, what)
+        remove_partials(output)
+        shards: dict[str, Shard | None] = {}
+        tasks: list[tuple[str, str, range]] = []
+        for split in SPLITS:
+            length = len(composer.plan[split])
+            for index, start in enumerate(range(0, length, recipe.samples_per_shard)):
+                positions = range(start, min(start + recipe.samples_per_shard, length))
+                path = shard_path(split, index)
+                shards[path] = load_shard(output, path, split)
+                if shards[path] is None:
+                    tasks.append((path, split, positions))
+        total = sum(map(len, composer.plan.values()))
+        done = total - sum(len(positions) for _, _, positions in tasks)
         report(done, total)
 
-    if workers == 1 or len(tasks) < 2:
-        for path, split, positions in tasks:
-            count(write_shard(output, path, (composer.record(split, position) for position in positions)))
-    else:
-        _make_in_parallel(loaded, output, tasks, min(workers, len(tasks)), count)
-    return Build(finish(output, what, samples), found=False)
+        def count(shard: Shard) -> None:
+            nonlocal done
+            done += shard.samples
+            shards[shard.path] = shard
+            report(done, total)
+
+        if workers == 1 or len(tasks) < 2:
+            for path, split, positions in tasks:
+                samples = (sample_of(composer.record(split, position), layout) for position in positions)
+                count(write_shard(output, path, split, samples, layout.members))
+        else:
+            _make_in_parallel(loaded, output, tasks, min(workers, len(tasks)), count)
+        return Build(finish(output, what, [shard for shard in shards.values() if shard is not None]), found=False)
 
 
 def _make_in_parallel(
@@ -103,7 +111,7 @@ def _make_in_parallel(
     output: Path,
     tasks: list[tuple[str, str, range]],
     workers: int,
-    count: Callable[[int], None],
+    count: Callable[[Shard], None],
 ) -> None:
     # Spawned, not forked: a forked child of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -139,6 +147,43 @@ def _start_worker(loaded: LoadedRecipe, stop: Event) -> None:
     _worker = _Worker(Composer(loaded), stop)
 
 
-def _make_shard(output: Path, path: str, split: str, positions: range) -> int:
+def _make_shard(output: Path, path: str, split: str, positions: range) -> Shard:
     assert _worker is not None
-    return write_shard(output, path, _worker.records(split, positions))
+    return write_shard(output, path, split, _worker.samples(split, positions), Layout().members)
+
+
+def write_dataset(
+    recipe_resolved: Mapping[str, Any],
+    records: Iterable[tuple[str, Record]],
+    output: Path,
+    samples_per_shard: int,
+    layout: Layout | None = None,
+) -> dict[str, Any]:
+    """The manifest of the data set now in `output`, made of (split, record) pairs in their order.
+
+    Raises:
+        UserError: there is no record, or the folder cannot be written or holds something else.
+    """
+    layout = layout or Layout()
+    what = identity(recipe_resolved, {}, "records", layout.model_dump())
+    with lock(output):
+        found = find(output, what)
+        if found is not None:
+            return found
+        begin(output, what)
+        shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        waiting: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+
+        def flush(split: str) -> None:
+            path = shard_path(split, len(shards[split]))
+            shards[split].append(write_shard(output, path, split, waiting[split], layout.members))
+            waiting[split] = []
+
+        for split, record in records:
+            waiting[split].append(sample_of(record, layout))
+            if len(waiting[split]) == samples_per_shard:
+                flush(split)
+        for split in SPLITS:
+            if waiting[split]:
+                flush(split)
+        return finish(output, what, [shard for split in SPLITS for shard in shards[split]])

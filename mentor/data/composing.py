@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mentor.data.manifest import SPLITS
 from mentor.data.recipes import LoadedRecipe, SceneConfig
 from mentor.data.records import Record, RecordObject, View
 from mentor.data.scenes import (
@@ -22,8 +23,7 @@ from mentor.data.scenes import (
     render_background,
     square,
 )
-from mentor.data.shards import SPLITS
-from mentor.data.sources import Cutout, Photo, read_cutouts, read_photos
+from mentor.data.sources.archives import Cutout, Photo, read_cutouts, read_photos
 from mentor.data.splits import split_cutouts, split_photos
 from mentor.errors import UserError
 

@@ -2,155 +2,217 @@
 
 import io
 import json
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
+from mentor.config import Config
+from mentor.data.decoding import BadSample, Limits, decode_image, decode_json, decode_mask
 from mentor.data.records import Record, RecordObject, View
 
-# In the order in which a shard stores them; every sample has all of them.
-MEMBERS = ("json", "masks.png", "png", "txt", "viewmasks.png", "views.png")
+FIELDS = ("captions", "objects", "views", "subject", "attributes")
+PICTURES = ("jpg", "png", "webp")
+VIEWS = ("views.jpg", "views.png")
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+class Layout(Config):
+    """Which members every sample of a data set has: the same in all, as other readers of tars expect.
+
+    Attributes:
+        picture: format of the pictures. Views have it too, but for webp, which cannot hold a tall stack: then jpg.
+        quality: of jpg and webp, 1 to 100.
+        masks: whether objects may have masks.
+        views: whether there may be views.
+    """
+
+    picture: Literal["png", "jpg", "webp"] = "png"
+    quality: int = Field(default=95, ge=1, le=100)
+    masks: bool = True
+    views: bool = True
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members' extensions in the order in which a shard stores them."""
+        names = ["json", self.picture, "txt"]
+        names += ["masks.png"] if self.masks else []
+        names += ["viewmasks.png", self.views_member] if self.views else []
+        return tuple(sorted(names))
+
+    @property
+    def views_member(self) -> str:
+        """The extension of the stacked views."""
+        return "views.png" if self.picture == "png" else "views.jpg"
 
 
-def encode_record(record: Record) -> dict[str, bytes]:
+def encode_record(record: Record, layout: Layout) -> dict[str, bytes]:
     """The members of a record by extension, the same bytes for the same record on every machine.
 
     Raises:
-        ValueError: no caption, a key with a dot or a slash, or pictures and masks whose sizes differ.
+        ValueError: the record breaks the schema: see `check_record`, and what the layout has no room for.
     """
-    _check(record)
-    described = {
-        "captions": list(record.captions),
-        "objects": [
-            {"name": thing.name, "phrase": thing.phrase, "attributes": dict(thing.attributes)}
-            for thing in record.objects
-        ],
-        "views": [{"attributes": dict(view.attributes)} for view in record.views],
-        "subject": record.subject,
-        "attributes": dict(record.attributes),
-    }
-    return {
-        "json": json.dumps(described, ensure_ascii=False, sort_keys=True).encode(),
-        "masks.png": _stack_masks([thing.mask for thing in record.objects]),
-        "png": _png(record.image),
-        "txt": record.captions[0].encode(),
-        "viewmasks.png": _stack_masks([view.mask for view in record.views]),
-        "views.png": _png(np.concatenate([view.image for view in record.views]) if record.views else _blank(3)),
-    }
+    check_record(record)
+    return encode_members(record, encode_picture(record.image, layout), layout)
 
 
-def decode_record(key: str, members: Mapping[str, bytes]) -> Record:
-    """The record that `encode_record` was given.
+def encode_members(words: Record, picture: bytes, layout: Layout) -> dict[str, bytes]:
+    """The members of a record whose picture is encoded already; `words.image` is not looked at.
 
     Raises:
-        ValueError: a member is damaged or does not fit the others; the message says which.
+        ValueError: it has masks or views and the layout has no room for them.
+    """
+    masks = [thing.mask for thing in words.objects if thing.mask is not None]
+    if (masks and not layout.masks) or (words.views and not layout.views):
+        raise ValueError(f"record {words.key} has masks or views, for which the layout has no members")
+    described = {
+        "captions": list(words.captions),
+        "objects": [
+            {
+                "name": thing.name,
+                "phrase": thing.phrase,
+                "masked": thing.mask is not None,
+                "attributes": dict(thing.attributes),
+            }
+            for thing in words.objects
+        ],
+        "views": [{"masked": view.mask is not None, "attributes": dict(view.attributes)} for view in words.views],
+        "subject": words.subject,
+        "attributes": dict(words.attributes),
+        "tasks": list(words.tasks),
+    }
+    members = {
+        "json": json.dumps(described, ensure_ascii=False, sort_keys=True).encode(),
+        layout.picture: picture,
+        "txt": (words.captions[0] if words.captions else "").encode(),
+    }
+    if layout.masks:
+        members["masks.png"] = _stack_masks(masks)
+    if layout.views:
+        views = [view.image for view in words.views]
+        stacked = np.concatenate(views) if views else np.zeros((1, 1, 3), np.uint8)
+        members["viewmasks.png"] = _stack_masks([view.mask for view in words.views if view.mask is not None])
+        members[layout.views_member] = _encode(stacked, layout.views_member.partition(".")[2], layout.quality)
+    return {name: members[name] for name in sorted(members)}
+
+
+def encode_picture(pixels: np.ndarray, layout: Layout) -> bytes:
+    """The picture, uint8 `y x 3`, in the layout's format."""
+    return _encode(pixels, layout.picture, layout.quality)
+
+
+def decode_record(key: str, members: Mapping[str, bytes], limits: Limits | None = None) -> Record:
+    """The record that `encode_record` was given (its pictures exactly so in a layout of png).
+
+    Raises:
+        BadSample: a member is damaged or does not fit the others; the message says which.
     """
     described = decode_description(members["json"])
-    image = _read_png(members["png"], "png", "RGB")
-    masks = _unstack(_read_png(members["masks.png"], "masks.png", "L"), len(described["objects"]), "masks.png")
-    view_masks = _unstack(
-        _read_png(members["viewmasks.png"], "viewmasks.png", "L"), len(described["views"]), "viewmasks.png"
-    )
-    views = _unstack(_read_png(members["views.png"], "views.png", "RGB"), len(described["views"]), "views.png")
+    image = _image(members, PICTURES, limits)
+    masked = [thing for thing in described["objects"] if thing["masked"]]
+    masks = _unstack(members, "masks.png", len(masked))
     if any(mask.shape != image.shape[:2] for mask in masks):
-        raise ValueError("masks.png does not fit the picture")
-    if any(mask.shape != view.shape[:2] for mask, view in zip(view_masks, views, strict=True)):
-        raise ValueError("viewmasks.png does not fit views.png")
+        raise BadSample("damaged sample", "masks.png does not fit the picture")
+    views = _unstack(members, "views", len(described["views"]), limits)
+    shown = [facts for facts in described["views"] if facts["masked"]]
+    view_masks = _unstack(members, "viewmasks.png", len(shown))
+    if any(mask.shape != views[0].shape[:2] for mask in view_masks):
+        raise BadSample("damaged sample", "viewmasks.png does not fit the views")
+    drawn, seen = iter(masks), iter(view_masks)
     return Record(
         key=key,
         image=image,
         captions=tuple(described["captions"]),
         objects=tuple(
-            RecordObject(thing["name"], mask >= 128, thing["phrase"], thing["attributes"])
-            for thing, mask in zip(described["objects"], masks, strict=True)
+            RecordObject(thing["name"], next(drawn) if thing["masked"] else None, thing["phrase"], thing["attributes"])
+            for thing in described["objects"]
         ),
         views=tuple(
-            View(view, mask >= 128, facts["attributes"])
-            for facts, view, mask in zip(described["views"], views, view_masks, strict=True)
+            View(view, next(seen) if facts["masked"] else None, facts["attributes"])
+            for facts, view in zip(described["views"], views, strict=True)
         ),
         subject=described["subject"],
         attributes=described["attributes"],
+        tasks=tuple(described.get("tasks", ())),
     )
 
 
 def decode_description(member: bytes) -> dict[str, Any]:
-    """The words of a record, without its pictures: captions, objects, views, subject, attributes.
+    """The words of a record, without its pictures: captions, objects, views, subject, attributes, tasks.
 
     Raises:
-        ValueError: the member is no such JSON.
+        BadSample: the member is no such JSON.
     """
+    described = decode_json(member)
     try:
-        described = json.loads(member)
-        complete = described.keys() >= {"captions", "objects", "views", "subject", "attributes"}
-    except (ValueError, AttributeError):
-        raise ValueError("json is damaged") from None
-    if not complete or not described["captions"]:
-        raise ValueError("json lacks a field of the schema")
+        complete = described.keys() >= set(FIELDS)
+        complete = complete and all("name" in thing and "masked" in thing for thing in described["objects"])
+        complete = complete and all("masked" in view for view in described["views"])
+        complete = complete and all(isinstance(caption, str) for caption in described["captions"])
+    except (AttributeError, TypeError):
+        complete = False
+    if not complete:
+        raise BadSample("damaged sample", "json lacks a field of the schema")
     return described
 
 
-def _check(record: Record) -> None:
+def check_record(record: Record) -> None:
+    """Make sure that a record keeps the schema.
+
+    Raises:
+        ValueError: a key with a dot or a slash, or pictures and masks whose sizes differ.
+    """
     if not record.key or "." in record.key or "/" in record.key:
         raise ValueError(f"the key {record.key!r} must be a name without dots and slashes: dots separate the members")
-    if not record.captions:
-        raise ValueError(f"record {record.key} has no caption: every record needs at least one")
     if record.image.dtype != np.uint8 or record.image.ndim != 3 or record.image.shape[2] != 3:
         raise ValueError(f"record {record.key}: the image must be uint8 of shape y x 3, got {record.image.shape}")
     shape = record.image.shape[:2]
-    if any(thing.mask.shape != shape or thing.mask.dtype != np.bool_ for thing in record.objects):
+    masks = [thing.mask for thing in record.objects if thing.mask is not None]
+    if any(mask.shape != shape or mask.dtype != np.bool_ for mask in masks):
         raise ValueError(f"record {record.key}: every mask must be bool and as large as the image, {shape}")
-    views = {view.image.shape for view in record.views} | {(*view.mask.shape, 3) for view in record.views}
+    views = {view.image.shape for view in record.views}
+    views |= {(*view.mask.shape, 3) for view in record.views if view.mask is not None}
     if len(views) > 1:
         raise ValueError(f"record {record.key}: its views and their masks must all have one size, got {sorted(views)}")
 
 
-def _blank(channels: int) -> np.ndarray:
-    return np.zeros((1, 1, channels) if channels > 1 else (1, 1), dtype=np.uint8)
-
-
 def _stack_masks(masks: Sequence[np.ndarray]) -> bytes:
-    return _png(np.concatenate(masks).astype(np.uint8) * 255 if masks else _blank(1))
+    stacked = np.concatenate(masks).astype(np.uint8) * 255 if masks else np.zeros((1, 1), np.uint8)
+    return _encode(stacked, "png", 0)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encode(pixels: np.ndarray, kind: str, quality: int) -> bytes:
     file = io.BytesIO()
-    # Level 1 costs a tenth of the default's time; these pictures gain little from more.
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=1)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    match kind:
+        case "png":
+            # Level 1 costs a tenth of the default's time; these pictures gain little from more.
+            picture.save(file, "PNG", compress_level=1)
+        case "jpg":
+            # Full colour resolution: the codes of a small picture would notice the difference.
+            picture.save(file, "JPEG", quality=quality, subsampling=0)
+        case "webp":
+            picture.save(file, "WEBP", quality=quality)
     return file.getvalue()
 
 
-def _read_png(member: bytes, name: str, mode: str) -> np.ndarray:
+def _image(members: Mapping[str, bytes], names: Sequence[str], limits: Limits | None) -> np.ndarray:
+    name = next(name for name in names if name in members)
     try:
-        _check_png(member)
-        with Image.open(io.BytesIO(member), formats=["PNG"]) as opened:
-            return np.array(opened.convert(mode))
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
-        raise ValueError(f"{name} is not a readable PNG picture") from None
+        return decode_image(members[name], limits or Limits())
+    except BadSample as error:
+        raise BadSample(error.reason, f"{name}: {error.detail}") from None
 
 
-def _check_png(member: bytes) -> None:
-    """Compare every chunk's checksum: Pillow leaves those of the pixel data unread, so a flipped bit would pass."""
-    if member[:8] != _PNG_SIGNATURE:
-        raise ValueError("no PNG signature")
-    position = 8
-    while position < len(member):
-        (length,) = struct.unpack_from(">I", member, position)
-        end = position + 8 + length
-        (expected,) = struct.unpack_from(">I", member, end)
-        if zlib.crc32(member[position + 4 : end]) != expected:
-            raise ValueError("checksum differs")
-        position = end + 4
-
-
-def _unstack(pixels: np.ndarray, count: int, name: str) -> list[np.ndarray]:
+def _unstack(members: Mapping[str, bytes], name: str, count: int, limits: Limits | None = None) -> list[np.ndarray]:
+    """The `count` pictures or masks that a member holds from top to bottom."""
     if not count:
         return []
+    try:
+        pixels = _image(members, VIEWS, limits) if name == "views" else decode_mask(members[name])
+    except BadSample as error:
+        raise BadSample(error.reason, error.detail if name in error.detail else f"{name}: {error.detail}") from None
     if pixels.shape[0] % count:
-        raise ValueError(f"{name} does not hold {count} pictures of one size")
+        raise BadSample("damaged sample", f"{name} does not hold {count} pictures of one size")
     return np.split(pixels, count)

@@ -1,14 +1,15 @@
-"""From the number of a sample to an example: which samples a task can use, and how one becomes an example."""
+"""From a sample to an example: which samples a task can use, and how one becomes an example."""
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from mentor.data.records import Record, RecordObject, View
-from mentor.data.stream import Sample, sample_rng
-from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS, TaskContext
+from mentor.data.records import Contents, Record, UnusableSample
+from mentor.data.seeds import sample_rng
+from mentor.data.stream import Sample, Usable
+from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS, TaskContext, UnfitRecord
 from mentor.errors import UserError
 from mentor.types import Example
 
@@ -16,33 +17,36 @@ from mentor.types import Example
 REDRAWS = 16
 
 
-@runtime_checkable
 class Shards(Protocol):
     """What is needed of an opened split (`shards.ShardSet`)."""
 
     split: str
     counts: tuple[int, ...]
 
+    @property
+    def contents(self) -> Contents:
+        """What every record holds."""
+        ...
+
     def record(self, shard: int, position: int) -> Record:
         """A record with its pictures."""
         ...
 
-    def description(self, shard: int, position: int) -> Mapping[str, Any]:
-        """A record's words, without its pictures."""
+    def shard_name(self, shard: int) -> str:
+        """What messages call a shard."""
         ...
 
 
-def outline(description: Mapping[str, Any]) -> Record:
-    """A record with the words of a description, its key, pictures and masks empty."""
-    nothing, no_mask = np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), bool)
-    return Record(
-        key="",
-        image=nothing,
-        captions=tuple(description["captions"]),
-        objects=tuple(RecordObject(thing["name"], no_mask, thing["phrase"]) for thing in description["objects"]),
-        views=tuple(View(nothing, no_mask) for _ in description["views"]),
-        subject=description["subject"],
-    )
+def usable_samples(shards: Shards, task: str) -> Usable | None:
+    """The samples of a split that the task can use, told from the index alone; None if there are none."""
+    contents = shards.contents
+    fits = REQUIRES[task](contents) & contents.meant_for(task)
+    first = np.concatenate(([0], np.cumsum(shards.counts)))
+    running = np.concatenate(([0], np.cumsum(fits)))
+    sizes = running[first[1:]] - running[first[:-1]]
+    if not sizes.any():
+        return None
+    return Usable(sizes, lambda shard: np.flatnonzero(fits[first[shard] : first[shard + 1]]))
 
 
 def usable_positions(shards: Shards, tasks: Sequence[str]) -> dict[str, list[np.ndarray]]:
@@ -51,23 +55,21 @@ def usable_positions(shards: Shards, tasks: Sequence[str]) -> dict[str, list[np.
     Raises:
         UserError: a task can use none.
     """
-    usable: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
-    for shard, count in enumerate(shards.counts):
-        outlines = [outline(shards.description(shard, position)) for position in range(count)]
-        for task in tasks:
-            fits = [position for position, record in enumerate(outlines) if REQUIRES[task](record)]
-            usable[task].append(np.array(fits, dtype=np.int64))
-    for task, positions in usable.items():
-        if not any(len(fits) for fits in positions):
-            raise UserError(
-                f"no record in the split {shards.split!r} can be used for the task {task!r}, which needs "
-                f"{REQUIREMENTS[task]}: take the task out of the mixture or use other data"
-            )
-    if "recover" in tasks and sum(shards.counts) < 2:
-        raise UserError(
-            f"the split {shards.split!r} has one record, but recover needs a second to paste on: add records"
-        )
-    return usable
+    found: dict[str, list[np.ndarray]] = {}
+    for task in tasks:
+        usable = usable_samples(shards, task)
+        if usable is None:
+            raise no_usable_record([shards.split], task)
+        found[task] = [usable.positions(shard) for shard in range(len(shards.counts))]
+    return found
+
+
+def no_usable_record(splits: Sequence[str], task: str) -> UserError:
+    """The refusal of a task that no record serves."""
+    return UserError(
+        f"no record in the split {splits[0]!r} can be used for the task {task!r}, which needs {REQUIREMENTS[task]}: "
+        "take the task out of the mixture or use other data"
+    )
 
 
 class ExampleMaker:
@@ -94,10 +96,15 @@ class ExampleMaker:
         self._image_only = image_only
         self._recover_min_scale, self._recover_distort = recover_min_scale, recover_distort
         self._recover_distractors = recover_distractors
-        self._without_objects: dict[int, list[int]] = {}
+        self._first = np.concatenate(([0], np.cumsum(shards.counts)))
 
     def example(self, task: str, sample: Sample) -> Example:
-        """The sample as an example of the task."""
+        """The sample as an example of the task.
+
+        Raises:
+            UnusableSample: nothing of the object that the task needs is to be seen, or a caption holds a mark.
+            UserError: the sample, or one that it needs, is damaged.
+        """
         record = self._shards.record(sample.shard, sample.position)
         context = TaskContext(
             image_size=self._image_size,
@@ -106,10 +113,18 @@ class ExampleMaker:
             recover_min_scale=self._recover_min_scale,
             recover_distort=self._recover_distort,
         )
-        return TASKS[task](record, context, sample_rng(self._seed, sample.epoch, record.key, task))
+        try:
+            return TASKS[task](record, context, sample_rng(self._seed, sample.epoch, record.key, task))
+        except UnfitRecord as error:
+            shard = self._shards.shard_name(sample.shard)
+            raise UnusableSample(f"shard {shard}: {error}", shard, record.key, error.reason) from None
+
+    def shard_name(self, shard: int) -> str:
+        """What messages call a shard."""
+        return self._shards.shard_name(shard)
 
     def _other_image(self, sample: Sample, record: Record, rng: random.Random) -> np.ndarray:
-        """Another picture of the same shard, so that ranks stay apart, if possible without the record's objects.
+        """Another picture of the same shard, so that reads stay together, if possible without the record's objects.
 
         A shard that has no other picture to paste on borrows one from the next shard that does.
         """
@@ -117,7 +132,7 @@ class ExampleMaker:
         shard, others = self._others(sample.shard, sample.position)
         other = record
         for _ in range(REDRAWS):
-            other = self._shards.record(shard, rng.choice(others))
+            other = self._shards.record(shard, int(rng.choice(others)))
             if not names & {thing.name for thing in other.objects}:
                 break
         return other.image
@@ -127,20 +142,16 @@ class ExampleMaker:
         for shard in [*range(own, shards), *range(own)]:
             others = self._pasteable(shard)
             if shard == own:
-                others = [other for other in others if other != position]
-            if others:
-                return shard, others
+                others = others[others != position]
+            if len(others):
+                return shard, others.tolist()
         raise UserError(
             f"the split {self._shards.split!r} has no picture to paste on but the record's own: add records"
             + ("" if self._recover_distractors else " without objects or set recover_distractors=true")
         )
 
-    def _pasteable(self, shard: int) -> Sequence[int]:
-        everything = range(self._shards.counts[shard])
+    def _pasteable(self, shard: int) -> np.ndarray:
         if self._recover_distractors:
-            return everything
-        if shard not in self._without_objects:
-            self._without_objects[shard] = [
-                position for position in everything if not self._shards.description(shard, position)["objects"]
-            ]
-        return self._without_objects[shard]
+            return np.arange(self._shards.counts[shard])
+        objects = self._shards.contents.objects[self._first[shard] : self._first[shard + 1]]
+        return np.flatnonzero(objects == 0)

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mentor.config import Config, flatten, near, read_yaml, validate
 from mentor.data.scenes import SIZES, BackgroundKind
-from mentor.data.sources import PhotoSource, SubjectSource
+from mentor.data.sources.archives import PhotoSource, SubjectSource
 from mentor.errors import UserError
 
 # Settings of the command line that are no part of a recipe: they do not change the bytes of the shards.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mentor.data.recipes import HeldOutConfig
-from mentor.data.sources import Cutout, Photo
+from mentor.data.sources.archives import Cutout, Photo
 
 
 def is_held_out(name: str, config: HeldOutConfig) -> bool:

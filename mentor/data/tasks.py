@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mentor.data import transforms
-from mentor.data.records import Record, RecordObject
+from mentor.data.records import Contents, Record, RecordObject
 from mentor.errors import UserError
 from mentor.types import IMAGE_MARK, Example, parse_prompt
 
@@ -36,6 +36,14 @@ class TaskContext:
     image_only: float = 0.1
     recover_min_scale: float = 0.2
     recover_distort: float = 0.5
+
+
+class UnfitRecord(UserError):
+    """A record that a task cannot use although it holds what the task needs; `reason` is a few words to count."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 Task = Callable[[Record, TaskContext, random.Random], Example]
@@ -60,7 +68,7 @@ def reconstruct(record: Record, context: TaskContext, rng: random.Random) -> Exa
 
 def segment(record: Record, context: TaskContext, rng: random.Random) -> Example:
     """One object is named; the target is that object on black (exactly -1)."""
-    chosen = rng.choice(record.objects)
+    chosen = rng.choice(_masked(record))
     picture = transforms.fit_pixels(record.image, context.image_size)
     mask = _fitted_mask(record, chosen, context)
     several = len(record.objects) > 1
@@ -90,7 +98,7 @@ def recover(record: Record, context: TaskContext, rng: random.Random) -> Example
     The fact `reference_mask` is True wherever the pasted object shows at all: elsewhere the other picture is untouched.
     """
     caption = rng.choice(record.captions)
-    chosen = rng.choice(record.objects)
+    chosen = rng.choice(_masked(record))
     size = context.image_size
     picture = transforms.fit_pixels(record.image, size)
     mask = _fitted_mask(record, chosen, context)
@@ -126,7 +134,7 @@ def subject(record: Record, context: TaskContext, rng: random.Random) -> Example
         caption=caption,
         target=transforms.fit_pixels(record.image, context.image_size),
         reference=transforms.fit_pixels(view.image, context.image_size),
-        reference_mask=transforms.fit_mask(view.mask, context.image_size),
+        reference_mask=None if view.mask is None else transforms.fit_mask(view.mask, context.image_size),
         view=view.attributes,
     )
 
@@ -139,13 +147,13 @@ TASKS: dict[str, Task] = {
     "subject": subject,
 }
 
-# Each predicate reads names, counts and captions, never pixels: it also answers for a record without its pictures.
-REQUIRES: dict[str, Callable[[Record], bool]] = {
-    "reconstruct": lambda record: bool(record.captions),
-    "segment": lambda record: bool(record.objects),
-    "text_to_image": lambda record: bool(record.captions),
-    "recover": lambda record: bool(record.objects and record.captions),
-    "subject": lambda record: bool(record.objects and record.views and record.captions),
+# Each predicate reads counts, never pixels or words, and answers for all records of a data set at once (bool `n`).
+REQUIRES: dict[str, Callable[[Contents], np.ndarray]] = {
+    "reconstruct": lambda contents: contents.captions > 0,
+    "segment": lambda contents: contents.masks > 0,
+    "text_to_image": lambda contents: contents.captions > 0,
+    "recover": lambda contents: (contents.masks > 0) & (contents.captions > 0),
+    "subject": lambda contents: (contents.objects > 0) & (contents.views > 0) & (contents.captions > 0),
 }
 
 REQUIREMENTS: dict[str, str] = {
@@ -153,16 +161,22 @@ REQUIREMENTS: dict[str, str] = {
     "segment": "an object with its mask",
     "text_to_image": "a caption",
     "recover": "a caption and an object with its mask",
-    "subject": "a caption, an object with its mask and another view of it",
+    "subject": "a caption, a named object and another view of it",
 }
 
 
+def _masked(record: Record) -> list[RecordObject]:
+    return [thing for thing in record.objects if thing.mask is not None]
+
+
 def _fitted_mask(record: Record, chosen: RecordObject, context: TaskContext) -> transforms.Mask:
+    assert chosen.mask is not None
     mask = transforms.fit_mask(chosen.mask, context.image_size)
     if not mask.any():
-        raise UserError(
+        raise UnfitRecord(
             f"record {record.key}: nothing of {chosen.name!r} is left on the picture's centred square at "
-            f"{context.image_size} px: make the shards without objects that small or that near the edge"
+            f"{context.image_size} px: make the shards without objects that small or that near the edge",
+            "object not in the picture",
         )
     return mask
 
@@ -180,11 +194,15 @@ def _example(
     view: Mapping[str, Any] | None = None,
 ) -> Example:
     if IMAGE_MARK in caption:
-        raise UserError(f"record {record.key}: the caption {caption!r} holds {IMAGE_MARK}: take the mark out of it")
+        raise UnfitRecord(
+            f"record {record.key}: the caption {caption!r} holds {IMAGE_MARK}: take the mark out of it",
+            f"{IMAGE_MARK} in a caption",
+        )
     size = context.image_size
     focus = np.zeros((size, size), np.float32)
     for thing in named:
-        focus = np.maximum(focus, transforms.fit_coverage(thing.mask, size))
+        if thing.mask is not None:
+            focus = np.maximum(focus, transforms.fit_coverage(thing.mask, size))
     first = named[0] if named else None
     facts = {
         "task": task,

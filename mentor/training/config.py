@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mentor.config import Config
-from mentor.data.datamodule import DataConfig
+from mentor.data.settings import DataConfig
 from mentor.models import GeneratorConfig
 from mentor.tokenizers import ImageTokenizerConfig
 from mentor.training.image_tokenizer_module import LossConfig

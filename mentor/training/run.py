@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> None:
         return
     set_threads(config)
     lightning.seed_everything(config.seed, verbose=False)
-    datamodule = DataModule(config.data, config.seed)
+    datamodule = DataModule(config.data, config.seed, say_anywhere)
     module = build_module(config, datamodule)
     checkpoints = Checkpoints(folder.checkpoints, config.trainer.checkpoint_every, config.trainer.checkpoint_minutes)
     samples = Samples(folder.path / "samples", config.trainer.samples)
@@ -195,7 +195,7 @@ def write_release(
         title=title(config),
         training={name: value for name, value in settings.items() if name not in ("run.dir", "resume")},
         metrics=module.metrics,
-        data={"root": config.data.root, "fingerprint": datamodule.fingerprint},
+        data={"root": config.data.places, "fingerprint": ", ".join(datamodule.fingerprints)},
         samples=draw_grid(rows) if rows else None,
     )
     size = config.data.image_size
@@ -222,8 +222,8 @@ def announce(config: TrainBase, folder: RunFolder, datamodule: DataModule, modul
     where = f"from step {folder.step} of" if folder.step else "for"
     say(
         f"{title(config)}: training {where} {config.trainer.max_steps} steps of "
-        f"{config.data.batch_size * config.trainer.accumulate} on {len(datamodule.train_shards):,} records of "
-        f"{config.data.root}; parameters: {parts}; run folder {folder.path}"
+        f"{config.data.batch_size * config.trainer.accumulate} on {datamodule.size:,} records of "
+        f"{config.data.places}; parameters: {parts}; run folder {folder.path}"
     )
 
 
@@ -245,6 +245,11 @@ def set_threads(config: TrainBase) -> None:
 @rank_zero_only
 def say(line: str) -> None:
     """One line on standard error, from the first process only."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_anywhere(line: str) -> None:
+    """One line on standard error from whichever process has something to tell."""
     print(line, file=sys.stderr, flush=True)
 
 

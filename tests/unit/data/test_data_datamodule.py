@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mentor.config import validate
+from mentor.data.building import write_dataset
 from mentor.data.collate import collate, pack, to_device, unpack
-from mentor.data.datamodule import DataConfig, DataModule
+from mentor.data.datamodule import DataModule
 from mentor.data.records import Record, RecordObject, View
-from mentor.data.shards import write_dataset
+from mentor.data.settings import DataConfig
 from mentor.data.transforms import to_tensor
 from mentor.errors import UserError
 from mentor.types import Batch, Example, parse_prompt, prompt_images, prompt_text
@@ -85,14 +86,11 @@ def test_training_batches_have_one_task_each_and_the_promised_form(root):
 
 
 def test_two_ranks_see_the_global_batches_of_one(root):
-    alone = batches(module(root, lanes=4), 20)
-    first, second = (batches(module(root, lanes=4, rank=rank, world=2), 20) for rank in range(2))
+    alone = batches(module(root), 20)
+    first, second = (batches(module(root, rank=rank, world=2), 20) for rank in range(2))
     for whole, left, right in zip(alone, first, second, strict=True):
-        order = [left.keys[0:2], right.keys[0:2], left.keys[2:4], right.keys[2:4]]
-        assert [key for keys in order for key in keys] == list(whole.keys)
-        assert torch.equal(
-            torch.cat([left.targets[:2], right.targets[:2], left.targets[2:], right.targets[2:]]), whole.targets
-        )
+        assert [key for pair in zip(left.keys, right.keys, strict=True) for key in pair] == list(whole.keys)
+        assert torch.equal(torch.stack([left.targets, right.targets], dim=1).flatten(end_dim=1), whole.targets)
 
 
 def test_a_worker_process_changes_nothing(root):
@@ -228,7 +226,10 @@ def test_usable_counts_and_captions(root):
         ({"mixture": {"segment": 0.0}}, "mixture.*'segment' is 0"),
         ({"mixture": {"segment": -1.0}}, "mixture.*'segment' is -1"),
         ({"mixture": {}}, "mixture.*empty"),
-        ({"batch_size": 9}, "batch_size 9.*lanes 2"),
+        ({"root": None}, "either root or datasets .neither"),
+        ({"datasets": [{"root": "y"}]}, "either root or datasets .both"),
+        ({"root": None, "datasets": [{"root": "y", "weight": 0}]}, r"datasets\.0\.weight"),
+        ({"root": None, "datasets": [{"root": "y", "tasks": ["draw"]}]}, "unknown task 'draw'"),
         ({"warmup_steps": 5, "warmup_task": "draw"}, "warmup_task 'draw'"),
     ],
 )
@@ -242,7 +243,6 @@ def test_wrong_settings_are_refused_on_one_line(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lanes": 8}, r"6 shard\(s\).*8 lanes"),
         ({"batch_size": 62}, "fewer than the batch size of 62"),
     ],
 )
@@ -251,9 +251,19 @@ def test_data_too_small_for_the_settings_is_refused(root, changes, message):
         module(root, **changes)
 
 
-def test_processes_that_cannot_share_lanes_are_refused(root):
-    with pytest.raises(UserError, match=r"3 processes.*2 lanes"):
+def test_processes_that_cannot_share_a_batch_are_refused(root):
+    with pytest.raises(UserError, match=r"batch_size 8 .*3 processes"):
         module(root, world=3).train_dataloader()
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_fewer_shards_than_processes_and_workers_are_no_obstacle(tmp_path, world):
+    one = write(tmp_path / "one", train=16, per_shard=16)
+    whole = batches(module(one), 6)
+    ranks = [batches(module(one, rank=rank, world=world, workers=2 if rank == 0 else 0), 6) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        rows = zip(*(ranks[rank][step].keys for rank in range(world)), strict=True)
+        assert [key for row in rows for key in row] == list(batch.keys)
 
 
 def test_a_task_without_any_record_is_refused_and_says_what_it_needs(tmp_path):
@@ -266,7 +276,7 @@ def test_a_task_without_any_record_is_refused_and_says_what_it_needs(tmp_path):
 def test_recovery_from_a_shard_of_one_sample_borrows_a_picture_from_the_next(tmp_path):
     single = write(tmp_path / "single", train=22, heldout=2, per_shard=3)
     data = module(single, mixture={"recover": 1.0}, batch_size=4)
-    assert data.train_shards.counts[-1] == 1
+    assert data.train_shards[0].counts[-1] == 1
     keys = set()
     for batch in batches(data, 8):
         keys.update(batch.keys)

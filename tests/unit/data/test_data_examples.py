@@ -1,14 +1,11 @@
 """Which samples a task can use, told without reading pictures, and examples by their numbers."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from mentor.data.examples import ExampleMaker, outline, usable_positions
-from mentor.data.records import Record, RecordObject
+from mentor.data.examples import ExampleMaker, usable_positions, usable_samples
+from mentor.data.records import Contents, Record, RecordObject, UnusableSample
 from mentor.data.stream import Sample
 from mentor.data.tasks import REQUIRES, TASKS
 from mentor.errors import UserError
@@ -34,24 +31,62 @@ class InMemory:
         things = (RecordObject("key", mask),) if self.objects and position % 2 == 0 else ()
         return Record(f"{number}", image, ("caption",), things)
 
-    def description(self, shard: int, position: int) -> Mapping[str, Any]:
-        things = [{"name": "key", "phrase": ""}] if self.objects and position % 2 == 0 else []
-        return {"captions": ["caption"], "objects": things, "views": [], "subject": "", "attributes": {}}
+    def shard_name(self, shard: int) -> str:
+        return f"{shard}.tar"
+
+    @property
+    def contents(self) -> Contents:
+        places = [position for count in self.counts for position in range(count)]
+        ones = np.ones(len(places), np.uint8)
+        things = np.array([self.objects and position % 2 == 0 for position in places], np.uint8)
+        only = np.array([position == 3 for position in places], np.uint32)
+        return Contents(ones, things, things, 0 * ones, only, ("text_to_image",))
 
 
 def test_usable_positions_are_those_the_task_admits_and_no_picture_is_read():
     shards = InMemory()
     usable = usable_positions(shards, ["reconstruct", "segment"])
-    assert [rows.tolist() for rows in usable["reconstruct"]] == [[0, 1, 2, 3], [0, 1, 2]]
+    assert [rows.tolist() for rows in usable["reconstruct"]] == [[0, 1, 2], [0, 1, 2]], "one is for another task only"
     assert [rows.tolist() for rows in usable["segment"]] == [[0, 2], [0, 2]]
     assert shards.pictures_read == 0
 
 
-def test_an_outline_answers_every_requirement_as_the_record_does():
-    shards = InMemory()
-    for position in range(4):
-        for task, fits in REQUIRES.items():
-            assert fits(outline(shards.description(0, position))) == fits(shards.record(0, position)), task
+def test_usable_samples_are_counted_by_shard_and_listed_when_asked():
+    usable = usable_samples(InMemory(), "text_to_image")
+    assert usable is not None
+    assert usable.sizes.tolist() == [4, 3]
+    assert usable.positions(0).tolist() == [0, 1, 2, 3]
+    assert usable_samples(InMemory(objects=False), "segment") is None
+    assert usable_samples(InMemory(), "subject") is None
+
+
+def test_every_requirement_reads_what_its_task_needs():
+    ones, zeros = np.ones(1, np.uint8), np.zeros(1, np.uint8)
+    full = {"captions": ones, "objects": ones, "masks": ones, "views": ones, "tasks": np.zeros(1, np.uint32)}
+    needs = {
+        "reconstruct": {"captions"},
+        "segment": {"masks"},
+        "text_to_image": {"captions"},
+        "recover": {"captions", "masks"},
+        "subject": {"captions", "objects", "views"},
+    }
+    assert needs.keys() == REQUIRES.keys()
+    for task, fits in REQUIRES.items():
+        for name in ("captions", "objects", "masks", "views"):
+            assert fits(Contents(**{**full, name: zeros})).tolist() == [name not in needs[task]], (task, name)
+
+
+def test_a_record_that_does_not_fit_its_task_is_named():
+    class Empty(InMemory):
+        def record(self, shard: int, position: int) -> Record:
+            image = np.zeros((8, 16, 3), np.uint8)
+            mask = np.zeros((8, 16), bool)
+            mask[:, 0] = True
+            return Record("edge", image, ("a caption",), (RecordObject("key", mask),))
+
+    with pytest.raises(UnusableSample, match=r"0\.tar.*edge.*'key'") as caught:
+        ExampleMaker(Empty(), 0, 8).example("segment", Sample(0, 0, 0))
+    assert (caught.value.shard, caught.value.key, caught.value.reason) == ("0.tar", "edge", "object not in the picture")
 
 
 def test_a_task_that_no_record_suits_is_refused_with_what_it_needs():

@@ -15,7 +15,7 @@ from mentor.data.recipes import HeldOutConfig, LoadedRecipe, load_recipe
 from mentor.data.records import Record
 from mentor.data.scenes import COLOURS, Background, box_corner, box_side, fit, render_background
 from mentor.data.shards import SPLITS, ShardSet
-from mentor.data.sources import Photo
+from mentor.data.sources.archives import Photo
 from mentor.data.splits import is_held_out, split_photos
 from mentor.data.synthetic import draw_shape
 from mentor.errors import UserError

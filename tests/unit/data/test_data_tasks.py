@@ -2,12 +2,13 @@
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from mentor.data.records import Record, RecordObject, View
+from mentor.data.records import Contents, Record, RecordObject, View
 from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS, TaskContext
 from mentor.data.transforms import to_pixels, to_tensor
 from mentor.errors import UserError
@@ -216,9 +217,23 @@ def test_focus_is_the_named_object_and_everything_named():
 )
 def test_requirements_admit_what_the_tasks_can_use(objects, views, usable):
     record = scene(objects, views)
-    assert {task for task, fits in REQUIRES.items() if fits(record)} == usable
+    counts = [np.array([count], np.uint8) for count in (len(record.captions), objects, objects, views)]
+    contents = Contents(*counts, tasks=np.zeros(1, np.uint32))
+    assert {task for task, fits in REQUIRES.items() if fits(contents)} == usable
     for task in usable:
         make(task, record)
+
+
+def test_objects_and_views_without_masks_are_left_to_the_tasks_that_need_none():
+    record = scene(2, 1)
+    bare = replace(record.objects[0], mask=None)
+    record = replace(record, objects=(bare, record.objects[1]), views=(replace(record.views[0], mask=None),))
+    for seed in range(5):
+        segmented = TASKS["segment"](record, context(), random.Random(seed))
+        assert segmented.facts["object"] == record.objects[1].name
+    shown = make("subject", record)
+    assert shown.facts["reference_mask"] is None
+    assert shown.focus.sum() == 0
 
 
 def test_every_task_states_its_requirement():

@@ -1,6 +1,5 @@
-"""Where pictures come from: archives of cut-outs and of photographs (read in memory), and procedural shapes."""
+"""Where scenes come from: archives and folders of cut-outs, archives of photographs, and procedural shapes."""
 
-import hashlib
 import io
 import json
 import zipfile
@@ -16,6 +15,8 @@ from pydantic import Field
 
 from mentor.config import Config
 from mentor.data.scenes import crop_to_content
+from mentor.data.sources.cutouts import CutoutFolder
+from mentor.data.sources.places import digest_file, find_path
 from mentor.data.synthetic import SHAPE_COLOURS, SHAPES, TEXTURES, all_shapes, draw_shape, shape_name
 from mentor.errors import UserError
 
@@ -70,10 +71,10 @@ class Photo:
 
 
 class CutoutSource(Config):
-    """A zip archive of RGBA pictures with an `index.jsonl`.
+    """A zip archive of RGBA pictures with an `index.jsonl`, or a plain folder of RGBA pictures with or without one.
 
     Attributes:
-        archive: path, relative to the recipe's folder.
+        archive: path, relative to the recipe's folder or else the current one.
         styles: which styles to take; all if empty.
     """
 
@@ -101,7 +102,7 @@ class PhotoSource(Config):
     """A zip archive of photographs with an `index.jsonl`.
 
     Attributes:
-        archive: path, relative to the recipe's folder.
+        archive: path, relative to the recipe's folder or else the current one.
         collections: which collections to take; all if empty.
     """
 
@@ -134,7 +135,7 @@ def read_photos(source: PhotoSource, folder: Path) -> list[Photo]:
     Raises:
         UserError: the archive is missing or damaged, or a named collection does not exist.
     """
-    archive = Archive(folder / source.archive)
+    archive = Archive(_find(source.archive, folder))
     _check_known("collections", source.collections, {row["collection"] for row in archive.rows})
     return [
         Photo(
@@ -155,14 +156,12 @@ def read_photos(source: PhotoSource, folder: Path) -> list[Photo]:
 
 
 def digest_inputs(sources: list[CutoutSource | ShapeSource | PhotoSource], folder: Path) -> dict[str, str]:
-    """The sha256 of every archive that the sources read, by its path in the recipe."""
+    """The sha256 of every archive or folder of cut-outs that the sources read, by its path in the recipe."""
     digests = {}
     for source in sources:
         if not isinstance(source, ShapeSource):
-            try:
-                digests[source.archive] = hashlib.sha256((folder / source.archive).read_bytes()).hexdigest()
-            except OSError:
-                raise _missing(folder / source.archive) from None
+            path = _find(source.archive, folder)
+            digests[source.archive] = CutoutFolder(path).digest() if path.is_dir() else digest_file(path)
     return digests
 
 
@@ -178,8 +177,8 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(path)
             self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._zip.read("index.jsonl").splitlines()]
-        except OSError:
-            raise _missing(path) from None
+        except OSError as error:
+            raise UserError(f"the archive {path} cannot be read: {error.strerror}") from None
         except (zipfile.BadZipFile, KeyError, ValueError):
             raise UserError(f"{path} is damaged or has no index.jsonl: get it again from the repository") from None
 
@@ -197,7 +196,8 @@ class Archive:
 
 
 def _archived_cutouts(source: CutoutSource, folder: Path) -> list[Cutout]:
-    archive = Archive(folder / source.archive)
+    path = _find(source.archive, folder)
+    archive = CutoutFolder(path) if path.is_dir() else Archive(path)
     _check_known("styles", source.styles, {row["style"] for row in archive.rows})
 
     @lru_cache(maxsize=4096)
@@ -251,5 +251,8 @@ def _check_known(what: str, chosen: tuple[str, ...], known: set[str]) -> None:
             raise UserError(f"{what}: {name!r} is unknown: choose among {', '.join(sorted(known))}")
 
 
-def _missing(path: Path) -> UserError:
-    return UserError(f"the archive {path} cannot be read: recipes look for archives beside their YAML file")
+def _find(archive: str, folder: Path) -> Path:
+    try:
+        return find_path(archive, folder, "the archive")
+    except UserError as error:
+        raise UserError(f"the archive {archive} cannot be read: {error}") from None

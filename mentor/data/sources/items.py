@@ -1,0 +1,107 @@
+"""What a source says of one picture before anybody has opened it: small, plain, and sent between processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Blob(Protocol):
+    """Where the bytes of a file lie; a frozen dataclass of plain values."""
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        ...
+
+
+class MaskPlace(Protocol):
+    """Where a mask comes from; a frozen dataclass of plain values."""
+
+    def read(self, picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+        """The mask, bool `y x`, as large as the picture.
+
+        Args:
+            picture: uint8 `y x 3`, upright, before any step has changed it.
+            alpha: its transparency, uint8 `y x`; None when it has none.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no mask for this picture.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FileBlob:
+    """A file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class ItemObject:
+    """A labelled thing in an item's picture; `mask` is None where nobody has drawn one."""
+
+    name: str
+    mask: MaskPlace | None = None
+    phrase: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """Another picture of the item's subject."""
+
+    picture: Blob
+    mask: MaskPlace | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture that a source offers, to be opened, checked and written by the recipe's steps.
+
+    Attributes:
+        origin: what messages call it: a path relative to the source, a row of a table; unique within the source.
+        picture: where its bytes are.
+        captions: as found, uncleaned; may be empty.
+        objects: labelled things, the subject first.
+        views: other pictures of the subject.
+        subject: the name by which train and held-out are split; empty: the origin decides.
+        attributes: kept with the record (licence, class, ...), plain JSON values.
+        tasks: the only tasks that it is meant for; empty: all that it can serve.
+    """
+
+    origin: str
+    picture: Blob
+    captions: tuple[str, ...] = ()
+    objects: tuple[ItemObject, ...] = ()
+    views: tuple[ItemView, ...] = ()
+    subject: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Something that did not become a sample, and why.
+
+    Attributes:
+        origin: as an item's.
+        reason: a few fixed words that are counted ("no caption"), without anything of the single case in them.
+        detail: what the single case adds, for the log.
+    """
+
+    origin: str
+    reason: str
+    detail: str = ""
