@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mentor.data.sources.archives import CutoutSource, PhotoSource, ShapeSource, digest_inputs, read_cutouts, read_photos
+from mentor.data.sources.archives import (
+    CutoutSource,
+    PhotoSource,
+    ShapeSource,
+    digest_inputs,
+    read_cutouts,
+    read_photos,
+)
 from mentor.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[3] / "data_recipes"
