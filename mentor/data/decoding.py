@@ -241,7 +241,7 @@ def decode_array(content: bytes, limits: Limits = LIMITS) -> np.ndarray:
         raise BadSample("damaged array", f"its values are of type {dtype}, not numbers")
     # Python's integers do not overflow, so that no claim of a shape can hide its size.
     stored = len(content) - file.tell()
-    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != stored:
+    if math.prod(shape) * dtype.itemsize != stored:
         raise BadSample("damaged array", f"shape {shape} of {dtype} does not fit {stored} bytes")
     try:
         flat = np.frombuffer(content, dtype, offset=file.tell()) if stored else np.zeros(0, dtype)

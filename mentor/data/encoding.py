@@ -10,12 +10,14 @@ from PIL import Image
 from pydantic import Field
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample, Limits, decode_image, decode_json, decode_mask
+from mentor.data.decoding import LIMITS, BadSample, Limits, decode_image, decode_json, decode_mask
 from mentor.data.records import Record, RecordObject, View
 
 FIELDS = ("captions", "objects", "views", "subject", "attributes")
 PICTURES = ("jpg", "png", "webp")
 VIEWS = ("views.jpg", "views.png")
+# What a JPEG can hold.
+_TALLEST = 65_535
 
 
 class Layout(Config):
@@ -92,6 +94,8 @@ def encode_members(words: Record, picture: bytes, layout: Layout) -> dict[str, b
     if layout.views:
         views = [view.image for view in words.views]
         stacked = np.concatenate(views) if views else np.zeros((1, 1, 3), np.uint8)
+        if len(stacked) > _TALLEST:
+            raise ValueError(f"the views of record {words.key} are {len(stacked)} px together, {_TALLEST} is the most")
         members["viewmasks.png"] = _stack_masks([view.mask for view in words.views if view.mask is not None])
         members[layout.views_member] = _encode(stacked, layout.views_member.partition(".")[2], layout.quality)
     return {name: members[name] for name in sorted(members)}
@@ -102,7 +106,7 @@ def encode_picture(pixels: np.ndarray, layout: Layout) -> bytes:
     return _encode(pixels, layout.picture, layout.quality)
 
 
-def decode_record(key: str, members: Mapping[str, bytes], limits: Limits | None = None) -> Record:
+def decode_record(key: str, members: Mapping[str, bytes], limits: Limits = LIMITS) -> Record:
     """The record that `encode_record` was given (its pictures exactly so in a layout of png).
 
     Raises:
@@ -111,12 +115,12 @@ def decode_record(key: str, members: Mapping[str, bytes], limits: Limits | None 
     described = decode_description(members["json"])
     image = _image(members, PICTURES, limits)
     masked = [thing for thing in described["objects"] if thing["masked"]]
-    masks = _unstack(members, "masks.png", len(masked))
+    masks = _unstack(members, "masks.png", len(masked), limits)
     if any(mask.shape != image.shape[:2] for mask in masks):
         raise BadSample("damaged sample", "masks.png does not fit the picture")
     views = _unstack(members, "views", len(described["views"]), limits)
     shown = [facts for facts in described["views"] if facts["masked"]]
-    view_masks = _unstack(members, "viewmasks.png", len(shown))
+    view_masks = _unstack(members, "viewmasks.png", len(shown), limits)
     if any(mask.shape != views[0].shape[:2] for mask in view_masks):
         raise BadSample("damaged sample", "viewmasks.png does not fit the views")
     drawn, seen = iter(masks), iter(view_masks)
@@ -197,20 +201,21 @@ def _encode(pixels: np.ndarray, kind: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _image(members: Mapping[str, bytes], names: Sequence[str], limits: Limits | None) -> np.ndarray:
+def _image(members: Mapping[str, bytes], names: Sequence[str], limits: Limits) -> np.ndarray:
     name = next(name for name in names if name in members)
     try:
-        return decode_image(members[name], limits or Limits())
+        return decode_image(members[name], limits)
     except BadSample as error:
         raise BadSample(error.reason, f"{name}: {error.detail}") from None
 
 
-def _unstack(members: Mapping[str, bytes], name: str, count: int, limits: Limits | None = None) -> list[np.ndarray]:
-    """The `count` pictures or masks that a member holds from top to bottom."""
+def _unstack(members: Mapping[str, bytes], name: str, count: int, limits: Limits) -> list[np.ndarray]:
+    """The `count` pictures or masks that a member holds from top to bottom, each within the limits."""
     if not count:
         return []
+    limits = limits.model_copy(update={"pixels": limits.pixels * count})
     try:
-        pixels = _image(members, VIEWS, limits) if name == "views" else decode_mask(members[name])
+        pixels = _image(members, VIEWS, limits) if name == "views" else decode_mask(members[name], limits)
     except BadSample as error:
         raise BadSample(error.reason, error.detail if name in error.detail else f"{name}: {error.detail}") from None
     if pixels.shape[0] % count:

@@ -1,0 +1,472 @@
+"""Decoders of strangers' bytes: every mode right to the pixel, every damage and every bomb a `BadSample`."""
+
+import io
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps
+
+from mentor.data.decoding import (
+    BadSample,
+    Limits,
+    check_structure,
+    decode_array,
+    decode_image,
+    decode_json,
+    decode_mask,
+    decode_text,
+    decode_with_alpha,
+    peek_image,
+)
+
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+REASONS = {"not a picture", "truncated picture", "picture too large", "damaged picture"}
+
+
+def natural(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours, which every format keeps well."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def saved(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(file, FORMATS[kind], **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, bits: int, colour: int, pixels: bytes, *extra: bytes) -> bytes:
+    """A PNG chunk by chunk; `pixels` holds whole rows without their filter bytes."""
+    rows = len(pixels) // height
+    filtered = b"".join(b"\0" + pixels[at : at + rows] for at in range(0, len(pixels), rows))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    body = b"".join(extra) + chunk(b"IDAT", zlib.compress(filtered))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+def reason(content: bytes, **options: object) -> str:
+    with pytest.raises(BadSample) as caught:
+        decode_image(content, **options)
+    assert caught.value.reason in REASONS
+    return caught.value.reason
+
+
+def fault_of(decode: Callable[[], object]) -> str | None:
+    """Why it is a bad sample; None where it is none. Any other error is the test's failure."""
+    try:
+        decode()
+    except BadSample as error:
+        return error.reason
+    return None
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_lossless_pictures_keep_every_pixel(kind: str) -> None:
+    pixels = natural(13, 17)
+    np.testing.assert_array_equal(decode_image(saved(pixels, kind, lossless=True)), pixels)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}, {"restart_marker_rows": 1}])
+def test_a_jpeg_is_decoded_as_pillow_does(options: dict) -> None:
+    content = saved(natural(40, 56), "jpg", quality=90, **options)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(content), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60_000)])
+def test_extreme_shapes_are_pictures_too(size: tuple[int, int]) -> None:
+    pixels = np.full((*size, 3), 77, np.uint8)
+    np.testing.assert_array_equal(decode_image(saved(pixels, "png")), pixels)
+
+
+def test_grey_pictures_have_three_equal_channels() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    for kind in ("png", "jpg"):
+        decoded = decode_image(saved(grey, kind, quality=100))
+        assert (decoded == decoded[..., :1]).all()
+        assert np.abs(decoded[..., 0].astype(int) - grey).max() <= (2 if kind == "jpg" else 0)
+
+
+def test_one_bit_is_black_and_white() -> None:
+    decoded = decode_image(png(8, 1, 1, 0, bytes([0b10110000])))
+    assert decoded[0, :, 0].tolist() == [255, 0, 255, 255, 0, 0, 0, 0]
+
+
+def test_two_bit_grey_reaches_from_black_to_white() -> None:
+    assert decode_image(png(4, 1, 2, 0, bytes([0b00011011])))[0, :, 0].tolist() == [0, 85, 170, 255]
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([0, 128, 129, 257, 32768, 65407, 65535], ">u2")
+    assert decode_image(png(7, 1, 16, 0, values.tobytes()))[0, :, 1].tolist() == [0, 0, 1, 1, 128, 255, 255]
+
+
+def test_sixteen_bit_colour_is_scaled_not_clipped() -> None:
+    values = np.array([65535, 32768, 0, 257 * 9, 257 * 200, 255], ">u2")
+    assert decode_image(png(2, 1, 16, 2, values.tobytes()))[0].tolist() == [[255, 128, 0], [9, 200, 0]]
+
+
+def test_sixteen_bit_transparency_is_composed() -> None:
+    values = np.array([65535, 0, 0, 65535, 65535, 0, 0, 0], ">u2")
+    assert decode_image(png(2, 1, 16, 6, values.tobytes()))[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+    grey = np.array([0, 65535, 0, 0], ">u2")
+    assert decode_image(png(2, 1, 16, 4, grey.tobytes()))[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_cmyk_is_shown_in_its_colours() -> None:
+    inks = {
+        (255, 0, 0, 0): (0, 255, 255),
+        (0, 255, 255, 0): (255, 0, 0),
+        (0, 0, 0, 255): (0, 0, 0),
+        (0,) * 4: (255,) * 3,
+    }
+    for ink, colour in inks.items():
+        content = saved(Image.new("CMYK", (16, 16), ink), "jpg", quality=100)
+        # What Pillow writes is inverted and says so, as Adobe's programs do.
+        assert b"Adobe" in content and peek_image(content).mode == "CMYK"
+        assert np.abs(decode_image(content).astype(int) - colour).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_transparency_is_put_on_white(kind: str) -> None:
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [255, 0, 0, 128], [100, 100, 100, 130]]], np.uint8)
+    content = saved(rgba, kind, lossless=True, exact=True)
+    assert decode_image(content)[0].tolist() == [[255, 0, 0], [255, 255, 255], [255, 127, 127], [176, 176, 176]]
+    pixels, alpha = decode_with_alpha(content, background=(0, 0, 255))
+    assert pixels[0].tolist() == [[255, 0, 0], [0, 0, 255], [128, 0, 127], [51, 51, 176]]
+    assert alpha[0].tolist() == [255, 0, 128, 130]
+
+
+def test_opaque_pictures_have_no_transparency() -> None:
+    for kind in FORMATS:
+        assert decode_with_alpha(saved(natural(4, 4), kind))[1] is None
+
+
+def test_grey_with_transparency_is_put_on_white() -> None:
+    content = saved(np.array([[[40, 255], [40, 0]]], np.uint8), "png")
+    assert decode_image(content)[0].tolist() == [[40, 40, 40], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("clear", [1, bytes([255, 0, 128])])
+def test_palettes_with_transparency_are_put_on_white(clear: int | bytes) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L").convert("P")
+    picture.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 200])
+    third = [0, 0, 200] if clear == 1 else [127, 127, 227]
+    decoded = decode_image(saved(picture, "png", transparency=clear))
+    assert decoded[0].tolist() == [[10, 20, 30], [255, 255, 255], third]
+    assert decode_image(saved(picture, "png"))[0].tolist() == [[10, 20, 30], [200, 0, 0], [0, 0, 200]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "pixels", "key", "alpha"),
+    [
+        (8, 0, bytes([0, 7, 8]), [7], [255, 0, 255]),
+        (2, 0, bytes([0b00011000]), [1], [255, 0, 255]),
+        (1, 0, bytes([0b01000000]), [1], [255, 0, 255]),
+        (16, 0, struct.pack(">3H", 0, 300, 301), [300], [255, 0, 255]),
+        (8, 2, bytes([1, 2, 3, 1, 2, 4, 9, 9, 9]), [1, 2, 4], [255, 0, 255]),
+        (16, 2, struct.pack(">9H", 0, 0, 0, 65535, 0, 65535, 0, 65535, 0), [65535, 0, 65535], [255, 0, 255]),
+    ],
+)
+def test_a_colour_declared_transparent_is(bits: int, colour: int, pixels: bytes, key: list, alpha: list) -> None:
+    content = png(3, 1, bits, colour, pixels, chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)))
+    decoded, found = decode_with_alpha(content)
+    assert found[0].tolist() == alpha
+    assert decoded[0, 1].tolist() == [255, 255, 255]
+    assert peek_image(content).has_alpha
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_come_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(natural(24, 40), kind, exif=exif, lossless=True)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    np.testing.assert_array_equal(decode_image(content), np.asarray(expected))
+    header = peek_image(content)
+    assert (header.orientation, header.width, header.height) == (orientation, 40, 24)
+    assert header.upright == expected.size
+
+
+def test_transparency_is_turned_along() -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[0, 2, 3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels, alpha = decode_with_alpha(saved(rgba, "png", exif=exif))
+    assert alpha.shape == (3, 2) and alpha[2, 1] == 255 and alpha.sum() == 255
+    assert pixels[2, 1].tolist() == [0, 0, 0] and pixels[0, 0].tolist() == [255, 255, 255]
+
+
+def test_an_unreadable_orientation_counts_as_upright() -> None:
+    pixels = natural(8, 12)
+    for exif in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12",
+        b"nonsense",
+    ):
+        assert decode_image(saved(pixels, "jpg", exif=exif)).shape == pixels.shape
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    assert peek_image(saved(pixels, "jpg", exif=exif)).orientation == 1
+
+
+def test_the_limit_is_ours_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind in ("jpg", "png"):
+        assert decode_image(saved(natural(30, 30), kind)).shape == (30, 30, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_an_animation_shows_its_first_frame(kind: str) -> None:
+    frames = [Image.fromarray(natural(8, 8, seed)) for seed in (1, 2)]
+    content = saved(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(decode_image(content), np.asarray(frames[0]))
+    assert peek_image(content).animated and not peek_image(saved(frames[0], kind)).animated
+
+
+def test_a_header_says_what_decoding_would() -> None:
+    cases = [(kind, mode) for kind in ("png", "webp") for mode in ("RGB", "RGBA")]
+    cases += [("jpg", "RGB"), ("jpg", "L"), ("jpg", "CMYK"), ("png", "L"), ("png", "LA"), ("png", "P")]
+    for kind, mode in cases:
+        for options in ({}, {"lossless": True}):
+            picture = Image.fromarray(natural(9, 15)).convert(mode)
+            if mode == "RGBA":
+                picture.putalpha(100)
+            header = peek_image(saved(picture, kind, **options))
+            found = (header.format, header.mode, header.width, header.height, header.bits)
+            assert found == (kind, mode, 15, 9, 8)
+            assert header.has_alpha == (mode in ("RGBA", "LA"))
+    assert peek_image(png(1, 1, 16, 2, bytes(6))).bits == 16
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    claims = {
+        "png": png(13_000, 13_000, 1, 0, bytes(1625 * 13_000)),
+        "jpg": saved(natural(8, 8), "jpg"),
+        "webp": b"RIFF"
+        + struct.pack("<I", 40)
+        + b"WEBPVP8X"
+        + struct.pack("<II", 10, 0)
+        + b"\xff\x3f\0\xff\x3f\0"
+        + bytes(10),
+    }
+    frame = claims["jpg"].index(b"\xff\xc0")
+    claims["jpg"] = claims["jpg"][: frame + 5] + b"\xff\xff\xff\xff" + claims["jpg"][frame + 9 :]
+    for content in claims.values():
+        assert len(content) < 30_000
+        before = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert reason(content) == "picture too large"
+        assert time.perf_counter() - before < 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_limits_hold_to_the_pixel_and_to_the_byte(kind: str) -> None:
+    content = saved(natural(10, 12), kind)
+    assert decode_image(content, Limits(pixels=120, picture_bytes=len(content))).shape == (10, 12, 3)
+    assert reason(content, limits=Limits(pixels=119)) == "picture too large"
+    assert reason(content, limits=Limits(picture_bytes=len(content) - 1)) == "picture too large"
+    with pytest.raises(BadSample, match=r"picture too large: 12 x 10 pixels, at most 119"):
+        peek_image(content, Limits(pixels=119))
+
+
+def test_other_formats_are_no_pictures_whatever_their_name() -> None:
+    picture = Image.fromarray(natural(8, 8))
+    strangers = [
+        b"",
+        b"\xff\xd8",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"<html><body>404</body></html>",
+    ]
+    for name in ("GIF", "PPM", "BMP", "TIFF", "ICO", "TGA", "PCX"):
+        file = io.BytesIO()
+        picture.save(file, name)
+        strangers.append(file.getvalue())
+    for content in strangers:
+        assert reason(content) == "not a picture"
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_truncated_pictures_are_refused_whatever_pillow_was_told(
+    kind: str, lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    content = saved(natural(64, 64), kind)
+    for share in (0.5, 0.9, 0.99):
+        assert reason(content[: int(len(content) * share)]) == "truncated picture"
+    assert reason(content[:-1]) == "truncated picture"
+    if kind == "png":
+        assert reason(content[:-12]) == "truncated picture"
+    assert reason(content[:14]) in ("truncated picture", "damaged picture")
+    assert lenient == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_damaged_pixels_are_refused_whatever_pillow_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = png(4, 4, 8, 0, bytes(16))
+    broken = png(4, 4, 8, 0, bytes(8) + b"\0" * 8).replace(
+        zlib.compress(b"\0" * 20), b"x" * len(zlib.compress(b"\0" * 20))
+    )
+    at = broken.index(b"IDAT")
+    length = struct.unpack(">I", broken[at - 4 : at])[0]
+    fixed = struct.pack(">I", zlib.crc32(broken[at : at + 4 + length]))
+    broken = broken[: at + 4 + length] + fixed + broken[at + 8 + length :]
+    assert decode_image(whole).shape == (4, 4, 3)
+    check_structure(broken)
+    assert reason(broken) == "damaged picture"
+
+
+def test_a_cut_is_seen_behind_an_embedded_preview() -> None:
+    preview = saved(natural(16, 16), "jpg")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0" + preview
+    content = saved(natural(64, 64), "jpg", exif=exif)
+    check_structure(content)
+    assert content.index(b"\xff\xd9") < content.rindex(b"\xff\xda")
+    for end in (len(content) - 9, content.index(b"\xff\xd9") + 2, 30):
+        with pytest.raises(BadSample, match="truncated"):
+            check_structure(content[:end])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_after_the_end_are_allowed(kind: str) -> None:
+    content = saved(natural(16, 16), kind)
+    check_structure(content + b"\0\0\0trailing")
+    np.testing.assert_array_equal(decode_image(content + b"\0\0\0trailing"), decode_image(content))
+
+
+def test_a_flipped_bit_in_a_png_is_found_by_its_checksum() -> None:
+    content = saved(natural(32, 32), "png")
+    at = content.index(b"IDAT") + 40
+    with pytest.raises(BadSample, match="damaged picture: the checksum"):
+        check_structure(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+    content = saved(natural(16, 16), "jpg", progressive=True)
+    at = content.rindex(b"\xff\xda")
+    assert reason(content[:at] + content[at:-2] * 1000 + content[-2:]) == "damaged picture"
+    # A single-scan JPEG never has a second one decoded, so that what follows its end may look like anything.
+    check_structure(saved(natural(16, 16), "jpg") + b"\xff\xda" * 1000)
+
+
+def test_fit_decodes_large_jpegs_smaller_and_changes_nothing_else() -> None:
+    pixels = natural(400, 520)
+    content = saved(pixels, "jpg", quality=95)
+    full = decode_image(content)
+    for fit, shape in (
+        (401, (400, 520)),
+        (201, (400, 520)),
+        (200, (200, 260)),
+        (64, (100, 130)),
+        (50, (50, 65)),
+        (1, (50, 65)),
+    ):
+        decoded = decode_image(content, fit=fit)
+        assert decoded.shape == (*shape, 3)
+        expected = np.asarray(Image.fromarray(full).resize(shape[::-1], Image.Resampling.BOX))
+        assert np.abs(decoded.astype(int) - expected).mean() < 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(saved(pixels, "jpg", exif=exif), fit=100).shape == (130, 100, 3)
+    np.testing.assert_array_equal(decode_image(saved(pixels, "png"), fit=10), pixels)
+
+
+def test_masks_are_true_from_the_middle_grey_on() -> None:
+    grey = np.array([[0, 127, 128, 255]], np.uint8)
+    assert decode_mask(saved(grey, "png")).tolist() == [[False, False, True, True]]
+    colours = np.array([[[255, 255, 0], [0, 0, 255]]], np.uint8)
+    assert decode_mask(saved(colours, "png")).tolist() == [[True, False]]
+
+
+def test_what_is_transparent_is_outside_of_a_mask() -> None:
+    assert decode_mask(saved(np.array([[[255] * 4, [255, 255, 255, 0]]], np.uint8), "png")).tolist() == [[True, False]]
+
+
+def corpus() -> list[bytes]:
+    pictures = [saved(natural(24, 32), kind) for kind in FORMATS]
+    pictures.append(saved(natural(24, 32), "jpg", progressive=True))
+    pictures.append(saved(Image.new("CMYK", (9, 9), 3), "jpg"))
+    pictures.append(saved(Image.fromarray(natural(9, 9)).convert("P"), "png", transparency=bytes(range(99))))
+    pictures.append(saved(Image.fromarray(natural(9, 9)).convert("RGBA"), "webp", lossless=True, exif=b"Exif\0\0II*\0"))
+    pictures.append(png(5, 5, 16, 0, bytes(50), chunk(b"tRNS", b"\0\0"), chunk(b"eXIf", b"MM\0*\0\0\0\x08")))
+    frames = [Image.fromarray(natural(8, 8, seed)) for seed in (1, 2)]
+    pictures.append(saved(frames[0], "webp", save_all=True, append_images=frames[1:]))
+    pictures.append(saved(frames[0], "png", save_all=True, append_images=frames[1:]))
+    return pictures
+
+
+CORPUS = corpus()
+EDIT = st.tuples(
+    st.floats(0, 1), st.sampled_from(["byte", "cut", "insert", "delete"]), st.binary(min_size=1, max_size=6)
+)
+
+
+def mutated(content: bytes, edits: list[tuple[float, str, bytes]], repair: bool) -> bytes:
+    for place, kind, new in edits:
+        at = int(place * len(content))
+        match kind:
+            case "byte":
+                content = content[:at] + new + content[at + len(new) :]
+            case "insert":
+                content = content[:at] + new + content[at:]
+            case "delete":
+                content = content[:at] + content[at + len(new) :]
+            case "cut":
+                content = content[: max(at, len(content) // 2)]
+    return checksummed(content) if repair else content
+
+
+def checksummed(content: bytes) -> bytes:
+    """A PNG with right checksums, so that what lies behind them is tried too."""
+    if not content.startswith(b"\x89PNG"):
+        return content
+    position, out = 8, content[:8]
+    while position + 12 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        if position + 12 + length > len(content):
+            break
+        out += chunk(content[position + 4 : position + 8], content[position + 8 : position + 8 + length])
+        position += 12 + length
+    return out + content[position:]
+
+
+@settings(max_examples=400, derandomize=True, deadline=None)
+@given(st.sampled_from(CORPUS), st.lists(EDIT, max_size=4), st.booleans())
+def test_mutated_pictures_are_decoded_or_bad_samples(content: bytes, edits: list, repair: bool) -> None:
+    content = mutated(content, edits, repair)
+    limits = Limits(pixels=1 << 20)
+    fault = fault_of(lambda: decode_with_alpha(content, limits))
+    assert fault in (*REASONS, None)
+    if fault is not None:
+        return
+    header = peek_image(content, limits)
+    pixels, alpha = decode_with_alpha(content, limits)
+    assert pixels.dtype == np.uint8 and pixels.shape[1::-1] == header.upright
+    assert alpha is None or (header.has_alpha and alpha.shape == pixels.shape[:2])
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(
+    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBPVP8X", b"\x93NUMPY\x01\0"]),
+    st.binary(),
+)
+def test_random_bytes_are_bad_samples(start: bytes, rest: bytes) -> None:
+    for decode in (decode_image, decode_mask, peek_image, decode_array, decode_json, decode_text):
+        assert fault_of(lambda decode=decode: decode(start + rest)) != ""
