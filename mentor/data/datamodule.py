@@ -7,13 +7,21 @@ from typing import Any
 import lightning
 import torch
 
+from mentor.data.codes import KIND, CodeSet, check_alike, codes_command
 from mentor.data.collate import to_device
 from mentor.data.examples import ExampleMaker, no_usable_record, usable_samples
-from mentor.data.files import CacheSettings
-from mentor.data.loading import TrainingBatches, TrainingLoader, ValidationLoader
+from mentor.data.files import CacheSettings, DataFiles
+from mentor.data.loading import (
+    CodeBatches,
+    CodeValidationLoader,
+    TrainingBatches,
+    TrainingLoader,
+    ValidationLoader,
+)
+from mentor.data.packs import CodeLayout
 from mentor.data.settings import DataConfig
 from mentor.data.shards import ShardSet
-from mentor.data.stream import TrainingStream, Usable, validation_batches
+from mentor.data.stream import GROUP, TrainingStream, Usable, validation_batches
 from mentor.errors import UserError
 from mentor.types import Batch
 
@@ -27,6 +35,11 @@ class DataModule(lightning.LightningDataModule):
     The state is the number of global batches handed out, so a resumed run goes on with the next one, on any number
     of processes. It lives here and not in the loader: Lightning gives every rank the loader state of rank 0, and
     restores a loader too late for schedulers that ask for the number of steps.
+
+    Attributes:
+        train_shards: the opened training splits, all of pictures or all of image codes.
+        heldout_shards: likewise the held-out ones.
+        codes: what the codes are; None for pictures.
 
     Args:
         config: the settings.
@@ -43,9 +56,11 @@ class DataModule(lightning.LightningDataModule):
         self.seed = seed
         self.consumed = 0
         self.skipped: Counter[str] = Counter()
+        self.max_bad = config.max_bad
         self.report = report
         self.train_shards = self._open("train")
         self.heldout_shards = self._open("heldout")
+        self.codes = self._check_kinds()
         self._usable = self._usable_samples(self.train_shards)
         self._usable_heldout = self._usable_samples(self.heldout_shards)
         self._stream = TrainingStream(
@@ -71,6 +86,11 @@ class DataModule(lightning.LightningDataModule):
         return sum(map(len, self.train_shards))
 
     @property
+    def summary(self) -> str:
+        """What is trained on, in a few words."""
+        return f"{self.size:,} {'codes' if self.codes else 'records'} of {self.config.places}"
+
+    @property
     def usable(self) -> dict[str, tuple[int, int]]:
         """For each task how many training records it can use, and how many there are."""
         counts = {
@@ -88,7 +108,9 @@ class DataModule(lightning.LightningDataModule):
         """This rank's batches from the first that has not been consumed, without end."""
         rank, world = self._rank_and_world()
         self._stream.numbers(0, rank, world)
-        makers = [self._maker(shards, self.seed) for shards in self.train_shards]
+        if self.codes is not None:
+            return TrainingLoader(self, CodeBatches(self._stream, _codes(self.train_shards), rank, world))
+        makers = [self._maker(shards, self.seed) for shards in _pictures(self.train_shards)]
         return TrainingLoader(self, TrainingBatches(self._stream, makers, rank, world))
 
     def val_dataloader(self) -> ValidationLoader:
@@ -98,7 +120,10 @@ class DataModule(lightning.LightningDataModule):
         rows = validation_batches(
             self._usable_heldout, config.validation_limit, config.validation_batch_size, rank, world
         )
-        return ValidationLoader([self._maker(shards, VALIDATION_SEED) for shards in self.heldout_shards], rows, self)
+        if self.codes is not None:
+            return CodeValidationLoader(_codes(self.heldout_shards), rows, self)
+        makers = [self._maker(shards, VALIDATION_SEED) for shards in _pictures(self.heldout_shards)]
+        return ValidationLoader(makers, rows, self)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch on the device (Lightning's hook)."""
@@ -145,28 +170,63 @@ class DataModule(lightning.LightningDataModule):
             **self.config.model_dump(mode="json", exclude=elsewhere),
         }
 
-    def _open(self, split: str) -> list[ShardSet]:
+    def _open(self, split: str) -> list[ShardSet | CodeSet]:
         config = self.config
-        opened = []
+        opened: list[ShardSet | CodeSet] = []
         for source in config.sources:
             cache = CacheSettings(config.cache_dir, config.cache_gigabytes)
-            shards = ShardSet(source.root, split, cache, config.skip_bad_shards)
+            if DataFiles(source.root, cache).manifest["kind"] == KIND:
+                # The packs of a group are read together, and lanes pass from one group to the next one by one.
+                room = (3 * config.lanes // 2 + 1) * GROUP
+                shards = CodeSet(source.root, split, cache, config.skip_bad_shards, room)
+            else:
+                shards = ShardSet(source.root, split, cache, config.skip_bad_shards)
             for name in shards.skipped:
                 self.report(f"shard {name} is missing or damaged and left out: {len(shards)} {split} samples remain")
             opened.append(shards)
         return opened
 
-    def _usable_samples(self, opened: Sequence[ShardSet]) -> dict[str, list[Usable | None]]:
+    def _check_kinds(self) -> CodeLayout | None:
+        """What the data sets' codes are; None for pictures. Refuses what does not belong together."""
+        codes = _codes([*self.train_shards, *self.heldout_shards])
+        pictures = _pictures(self.train_shards)
+        if codes and pictures:
+            raise UserError(
+                f"{codes[0].root} holds image codes and {pictures[0].root} pictures, which cannot be mixed: make codes "
+                f"of all data sets, `{codes_command(pictures[0].root)}`, or of none"
+            )
+        if not codes:
+            return None
+        drawn = {"reconstruct": ["image_only"]}
+        drawn["recover"] = ["recover_min_scale", "recover_distort", "recover_distractors"]
+        names = ["image_size", *(name for task in self.config.tasks for name in drawn.get(task, ()))]
+        for code_set in codes:
+            for name in names:
+                there, here = getattr(code_set.layout, name), getattr(self.config, name)
+                if there != here:
+                    raise UserError(
+                        f"data.{name} is {here}, but the codes in {code_set.root} were made with {there}: say "
+                        f"data.{name}={there}, or make other codes with `{codes_command()}`"
+                    )
+        return check_alike(codes)
+
+    def _usable_samples(self, opened: Sequence[ShardSet | CodeSet]) -> dict[str, list[Usable | None]]:
         usable: dict[str, list[Usable | None]] = {}
         for task in self.config.tasks:
             usable[task] = [
-                usable_samples(shards, task) if not source.tasks or task in source.tasks else None
+                (shards.usable(task) if isinstance(shards, CodeSet) else usable_samples(shards, task))
+                if not source.tasks or task in source.tasks
+                else None
                 for source, shards in zip(self.config.sources, opened, strict=True)
             ]
-            serving = [one for one in usable[task] if one is not None]
-            if not serving:
+            if all(one is None for one in usable[task]):
+                if self.codes is not None:
+                    raise UserError(
+                        f"there are no {opened[0].split} codes of the task {task!r} in {self.config.places}: take it "
+                        f"out of the mixture, or make codes with --tasks {','.join(self.config.tasks)}"
+                    )
                 raise no_usable_record([shards.split for shards in opened], task)
-            if task == "recover" and max(map(len, opened)) < 2:
+            if task == "recover" and self.codes is None and max(map(len, opened)) < 2:
                 raise UserError(
                     f"the split {opened[0].split!r} has one record, but recover needs a second to paste on: add records"
                 )
@@ -187,3 +247,11 @@ class DataModule(lightning.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+def _codes(opened: Sequence[ShardSet | CodeSet]) -> list[CodeSet]:
+    return [one for one in opened if isinstance(one, CodeSet)]
+
+
+def _pictures(opened: Sequence[ShardSet | CodeSet]) -> list[ShardSet]:
+    return [one for one in opened if isinstance(one, ShardSet)]

@@ -25,6 +25,12 @@ ABSENT = 0xFFFFFFFF
 _VERSION = "1"
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "I64": np.int64}
 _COUNTED = ("captions", "objects", "masks", "views")
+_ARRAYS: dict[str, type] = {
+    **dict.fromkeys(("keys", *_COUNTED), np.uint8),
+    **dict.fromkeys(("key_ends", "starts", "counts"), np.int64),
+    **dict.fromkeys(("places", "checksums", "tasks"), np.uint32),
+}
+_MOST_TASKS = 32
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,7 @@ def build_index(fields: Sequence[str], samples: Iterable[tuple[Place, Counted]])
     rows = list(samples)
     keys = [place.key.encode(errors="surrogateescape") for place, _ in rows]
     names = sorted({task for _, counted in rows for task in counted.tasks})
-    if len(names) > 32:
-        raise ValueError(f"records name {len(names)} tasks, 32 are possible")
+    _check_tasks(names)
     places = np.full((len(rows), len(fields), 2), ABSENT, dtype=np.uint32)
     for row, (place, _) in enumerate(rows):
         for column, field in enumerate(fields):
@@ -156,12 +161,13 @@ def join_indexes(parts: Sequence[Index]) -> Index:
     """One index of all shards, in order.
 
     Raises:
-        ValueError: they have other fields.
+        ValueError: they have other fields, or too many tasks in all.
     """
     fields = parts[0].fields
     if any(part.fields != fields for part in parts):
         raise ValueError("indexes of different fields cannot be joined")
     names = sorted({name for part in parts for name in part.task_names})
+    _check_tasks(names)
     arrays = {
         name: np.concatenate([part.arrays[name] for part in parts])
         for name in parts[0].arrays
@@ -194,12 +200,12 @@ def load_index(path: Path) -> tuple[Index, dict[str, Any]]:
         with safe_open(path, framework="np") as file:
             described = json.loads((file.metadata() or {})["mentor"])
         arrays = _mapped(path)
+        _check(described, arrays)
         index = Index(described["fields"], arrays.pop("counts").tolist(), described["task_names"], arrays)
-        _check(index)
         return index, {key: value for key, value in described.items() if key not in ("fields", "task_names")}
     except OSError as error:
         raise UserError(f"the index {path} cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, AssertionError):
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"the index {path} is damaged") from None
 
 
@@ -227,13 +233,25 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check(index: Index) -> None:
-    count = len(index)
-    for name in (*_COUNTED, "key_ends", "starts", "checksums", "tasks"):
-        assert index.arrays[name].shape == (count,)
-    assert index.arrays["places"].shape == (count, len(index.fields), 2)
-    assert index.counts.min(initial=0) >= 0
-    assert not count or index.arrays["key_ends"][-1] == len(index.arrays["keys"])
+def _check(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Make sure that the arrays are those of an index and fit one another."""
+    names = [*described["fields"], *described["task_names"]]
+    count = int(arrays["counts"].sum())
+    shapes = dict.fromkeys(_ARRAYS, (count,)) | {"places": (count, len(described["fields"]), 2)}
+    # How many shards and how many letters there are nothing else tells.
+    shapes |= {name: (len(arrays[name]),) for name in ("counts", "keys")}
+    fits = described["version"] == _VERSION and all(isinstance(name, str) for name in names)
+    fits = fits and {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
+        name: (np.dtype(dtype), shapes[name]) for name, dtype in _ARRAYS.items()
+    }
+    fits = fits and arrays["counts"].min(initial=0) >= 0 and len(described["task_names"]) <= _MOST_TASKS
+    if not fits or (count and arrays["key_ends"][-1] != len(arrays["keys"])):
+        raise ValueError("its parts do not fit")
+
+
+def _check_tasks(names: Sequence[str]) -> None:
+    if len(names) > _MOST_TASKS:
+        raise ValueError(f"records name {len(names)} tasks, {_MOST_TASKS} are possible")
 
 
 def _renamed(part: Index, names: Sequence[str]) -> np.ndarray:

@@ -1,15 +1,19 @@
 """Batches made in loader processes: unusable samples replaced and counted, every failure told on one line."""
 
+import contextlib
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mentor.data.codes import CodeSet, gather, samples_of
 from mentor.data.collate import PackedBatch, collate, pack, unpack
 from mentor.data.examples import ExampleMaker
 from mentor.data.records import UnusableSample
@@ -32,6 +36,7 @@ class Progress(Protocol):
     """How far training has come, and who is told what was left out (`DataModule`)."""
 
     config: DataConfig
+    max_bad: float
     consumed: int
     skipped: Counter[str]
     report: Callable[[str], None]
@@ -42,6 +47,14 @@ class Failure:
     """An error that a loader process hands over instead of a batch: raised there, it would come as a traceback."""
 
     message: str
+
+
+class Batches(Protocol):
+    """What a `Dataset` of batches has besides."""
+
+    def shards(self, step: int) -> list[str]:
+        """The shards that a step's batch reads, for messages."""
+        ...
 
 
 class TrainingBatches(Dataset[PackedBatch | Failure]):
@@ -85,34 +98,81 @@ class TrainingBatches(Dataset[PackedBatch | Failure]):
         raise UserError(f"{IN_A_ROW} samples in a row cannot be used, the last: {skipped[-1].message}")
 
 
+class CodeBatches(Dataset[PackedBatch | Failure]):
+    """What `TrainingBatches` is for pictures, for image codes."""
+
+    def __init__(self, stream: TrainingStream, sets: Sequence[CodeSet], rank: int, world: int) -> None:
+        self._stream, self._sets, self._rank, self._world = stream, sets, rank, world
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, step: int) -> PackedBatch | Failure:
+        try:
+            task, samples = self._stream.batch_arrays(step, self._rank, self._world)
+            try:
+                return pack(gather(self._sets, task, samples))
+            except UnusableSample:
+                return pack(self._repaired(step))
+        except UserError as error:
+            return Failure(str(error))
+
+    def shards(self, step: int) -> list[str]:
+        """The shards that a step's batch reads, for messages."""
+        _, samples = self._stream.batch(step, self._rank, self._world)
+        return sorted({self._sets[sample.dataset].shard_name(sample.shard) for sample in samples})
+
+    def _repaired(self, step: int) -> Batch:
+        """The batch with the next usable samples in the places of those whose pack cannot be read."""
+        task, numbers = self._stream.numbers(step, self._rank, self._world)
+        skipped: list[Skipped] = []
+        samples = [self._usable(task, number, skipped) for number in numbers.tolist()]
+        return replace(gather(self._sets, task, samples_of(samples)), skipped=skipped)
+
+    def _usable(self, task: str, number: int, skipped: list[Skipped]) -> Sample:
+        for further in range(IN_A_ROW):
+            (sample,) = self._stream.at(task, np.array([number + further]))
+            try:
+                self._sets[sample.dataset].pack(sample.shard)
+                return sample
+            except UnusableSample as error:
+                skipped.append(Skipped(error.shard, error.key, error.reason, str(error)))
+        raise UserError(f"{IN_A_ROW} samples in a row cannot be used, the last: {skipped[-1].message}")
+
+
 class TrainingLoader:
     """Iterates over the batches that training has not had yet, and counts those handed out in the data module.
 
     Not a DataLoader itself: Lightning would put a distributed sampler into one.
     """
 
-    def __init__(self, progress: Progress, batches: TrainingBatches) -> None:
+    def __init__(self, progress: Progress, batches: Batches) -> None:
         self._progress, self._batches = progress, batches
-        self._seen = 0
+        # Since this start: an earlier one may have left out many among far more.
+        self._seen = self._bad = 0
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def __iter__(self) -> Iterator[Batch]:
-        progress = self._progress
-        workers = progress.config.workers
-        loader = DataLoader(
-            self._batches,
+    def open(self) -> DataLoader[PackedBatch | Failure]:
+        """The loader, at the first batch that has not been consumed."""
+        workers = self._progress.config.workers
+        return DataLoader(
+            cast(Dataset[PackedBatch | Failure], self._batches),
             batch_size=None,
-            sampler=range(progress.consumed, ENDLESS),
+            sampler=range(self._progress.consumed, ENDLESS),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             # A generator of its own: the loader draws a seed, and the global one must not notice.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        progress = self._progress
+        with _child_signals_left_alone():
+            batches = iter(self.open())
         while True:
             packed = self._next(batches)
             if isinstance(packed, Failure):
@@ -133,8 +193,9 @@ class TrainingLoader:
     def _next(self, batches: Iterator[PackedBatch | Failure]) -> PackedBatch | Failure:
         try:
             return next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A process that dies while it hands over a batch shows as a broken connection.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             step = self._progress.consumed
             shards = ", ".join(self._batches.shards(step)[:5])
@@ -148,18 +209,24 @@ class TrainingLoader:
         progress = self._progress
         self._seen += len(batch.keys)
         for skipped in batch.skipped:
-            if not progress.config.max_bad:
+            if not progress.max_bad:
                 raise UserError(f"{skipped.message}; to leave such samples out, set data.max_bad=0.01, say")
             progress.skipped[skipped.reason] += 1
+            self._bad += 1
             total = progress.skipped.total()
             if total <= NAMED or total & (total - 1) == 0:
-                progress.report(f"left out ({total} so far): sample {skipped.key} of {skipped.shard}: {skipped.reason}")
-            if total > progress.config.max_bad * max(self._seen, LEAST_SEEN):
+                sample = f"sample {skipped.key} of {skipped.shard}" if skipped.key else skipped.shard
+                progress.report(f"left out ({total} so far): {sample}: {skipped.reason}")
+            if self._bad > progress.max_bad * max(self._seen, LEAST_SEEN):
                 counted = ", ".join(f"{count} {reason}" for reason, count in progress.skipped.most_common())
                 raise UserError(
-                    f"{total} of {self._seen} samples could not be used ({counted}), more than "
-                    f"data.max_bad={progress.config.max_bad:g} allows: see `python tools/make_shards.py verify`"
+                    f"{self._bad} of {self._seen} samples could not be used (in all: {counted}), more than "
+                    f"max_bad={progress.max_bad:g} allows: see `python tools/make_shards.py verify`"
                 )
+
+
+Rows = Sequence[tuple[Sample, bool]]
+Made = TypeVar("Made")
 
 
 class ValidationLoader:
@@ -168,12 +235,7 @@ class ValidationLoader:
     An unusable sample becomes a row that does not count, and is reported.
     """
 
-    def __init__(
-        self,
-        makers: Sequence[ExampleMaker],
-        rows: Sequence[tuple[str, Sequence[tuple[Sample, bool]]]],
-        progress: Progress,
-    ) -> None:
+    def __init__(self, makers: Sequence[ExampleMaker], rows: Sequence[tuple[str, Rows]], progress: Progress) -> None:
         self._makers, self._rows, self._progress = makers, rows, progress
         self._reported: set[tuple[str, str]] = set()
 
@@ -181,27 +243,67 @@ class ValidationLoader:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        for task, samples in self._rows:
-            made = [(self._example(task, sample), valid) for sample, valid in samples]
-            usable = next((example for example, _ in made if example is not None), None)
-            if usable is None:
-                raise UserError(f"no sample of a whole validation batch of the task {task!r} can be used")
-            examples = [example or usable for example, _ in made]
-            yield collate(examples, valid=[valid and example is not None for example, valid in made])
+        for task, rows in self._rows:
+            yield self._batch(task, rows)
 
-    def _example(self, task: str, sample: Sample) -> Example | None:
+    def _batch(self, task: str, rows: Rows) -> Batch:
+        made = [self._attempt(partial(self._makers[sample.dataset].example, task, sample)) for sample, _ in rows]
+        return collate(*self._filled(task, made, rows))
+
+    def _attempt(self, make: Callable[[], Made]) -> Made | None:
+        """What is made; None, and a report, if the sample cannot be used."""
         try:
-            return self._makers[sample.dataset].example(task, sample)
+            return make()
         except UnusableSample as error:
-            if not self._progress.config.max_bad:
+            if not self._progress.max_bad:
                 raise UserError(f"{error}; to leave such samples out, set data.max_bad=0.01, say") from None
             if (error.shard, error.key) not in self._reported:
                 self._reported.add((error.shard, error.key))
                 self._progress.report(f"left out of validation: sample {error.key} of {error.shard}: {error.reason}")
             return None
 
+    def _filled(self, task: str, made: Sequence[Made | None], rows: Rows) -> tuple[list[Made], list[bool]]:
+        """What was made, with another thing in each gap, and which of all that counts."""
+        usable = next((one for one in made if one is not None), None)
+        if usable is None:
+            raise UserError(f"no sample of a whole validation batch of the task {task!r} can be used")
+        filled = [usable if one is None else one for one in made]
+        return filled, [counts and one is not None for one, (_, counts) in zip(made, rows, strict=True)]
 
-def _prepare_worker(worker: int) -> None:
+
+class CodeValidationLoader(ValidationLoader):
+    """What `ValidationLoader` is for pictures, for image codes."""
+
+    def __init__(self, sets: Sequence[CodeSet], rows: Sequence[tuple[str, Rows]], progress: Progress) -> None:
+        super().__init__((), rows, progress)
+        self._sets = sets
+
+    def _batch(self, task: str, rows: Rows) -> Batch:
+        packs = [self._attempt(partial(self._sets[sample.dataset].pack, sample.shard)) for sample, _ in rows]
+        made = [None if pack is None else sample for pack, (sample, _) in zip(packs, rows, strict=True)]
+        samples, valid = self._filled(task, made, rows)
+        return gather(self._sets, task, samples_of(samples), valid)
+
+
+@contextlib.contextmanager
+def _child_signals_left_alone() -> Iterator[None]:
+    """Take out the handler that torch installs with the first loader processes.
+
+    It raises wherever the main thread happens to be when a process dies, in the middle of a training step or of writing
+    a file. Without it, the loader itself notices within five seconds of waiting.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+def prepare_worker(worker: int) -> None:
+    """Make a loader process frugal with threads, and deaf to Ctrl-C."""
     torch.set_num_threads(1)
     # Ctrl-C goes to the whole process group; training decides when to stop, and the loader ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

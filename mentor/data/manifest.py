@@ -10,7 +10,9 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
 
 from mentor import __version__
 from mentor.data.index import Index, index_bytes, join_indexes, load_index
@@ -21,9 +23,6 @@ from mentor.errors import UserError
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 SPLITS = ("train", "heldout")
-KINDS = ("records", "tars", "codes")
-_KEYS = {"schema_version", "kind", "layout", "recipe", "samples", "fingerprint", "indexes", "files"}
-_FILE_KEYS = {"path", "split", "bytes", "sha256", "samples"}
 
 
 def shard_path(split: str, index: int) -> str:
@@ -44,7 +43,7 @@ def identity(
     Args:
         recipe_resolved: every setting.
         inputs: name -> digest of what is read.
-        kind: one of `KINDS`.
+        kind: "records", "tars" or "codes".
         layout: what a sample's members are.
     """
     described = {
@@ -126,19 +125,22 @@ def remove_partials(output: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def finish(output: Path, what: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def finish(
+    output: Path, what: Mapping[str, Any], shards: Sequence[Shard], left_out: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The manifest, written last: from now on the folder is a data set.
 
     Args:
         output: the data set's folder.
         what: its `identity`.
         shards: all shards of the build, train before held-out.
+        left_out: what did not even reach a shard, by reason.
 
     Raises:
         UserError: there is no sample, or the folder cannot be written.
     """
     kept = [shard for shard in shards if shard.samples]
-    dropped: Counter[str] = Counter()
+    dropped: Counter[str] = Counter(left_out)
     for shard in shards:
         dropped.update(shard.dropped)
     if not kept:
@@ -200,21 +202,17 @@ def parse_manifest(content: bytes, root: str) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, of another schema, or names files outside its folder.
     """
-    command = f"python tools/make_shards.py RECIPE output={root}"
+    again = f"make it again with the make_shards.py command that made {root}"
     try:
         manifest = json.loads(content)
         version = manifest["schema_version"]
         if version == SCHEMA_VERSION:
-            assert manifest.keys() >= _KEYS and manifest["kind"] in KINDS and manifest["fingerprint"]
-            assert isinstance(manifest["recipe"], dict) and isinstance(manifest["layout"], dict)
-            assert all(row.keys() >= _FILE_KEYS for row in manifest["files"])
-            assert all(row["samples"] >= 0 and row["bytes"] >= 0 for row in manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
-        raise UserError(f"{root}/{MANIFEST} is damaged: delete {root} and run `{command}`") from None
+            _Manifest.model_validate(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{root}/{MANIFEST} is damaged: {again}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"the shards in {root} have schema version {version}, this program reads {SCHEMA_VERSION}: "
-            f"make them again with `{command}`"
+            f"the shards in {root} have schema version {version}, this program reads {SCHEMA_VERSION}: {again}"
         )
     if "base" not in manifest:
         for row in [*manifest["files"], *manifest["indexes"]]:
@@ -222,6 +220,30 @@ def parse_manifest(content: bytes, root: str) -> dict[str, Any]:
             if path.is_absolute() or ".." in path.parts:
                 raise UserError(f"{root}/{MANIFEST} names {row['path']}, which is outside its folder: do not trust it")
     return manifest
+
+
+class _IndexRow(BaseModel):
+    path: str
+    split: Literal["train", "heldout"]
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _FileRow(_IndexRow):
+    samples: int = Field(ge=0)
+
+
+class _Manifest(BaseModel):
+    """What a manifest must have; what else it has is for people."""
+
+    kind: Literal["records", "tars", "codes"]
+    layout: dict[str, Any]
+    recipe: dict[str, Any]
+    samples: dict[str, int]
+    fingerprint: str = Field(min_length=1)
+    indexes: list[_IndexRow]
+    files: list[_FileRow]
+    base: str = ""
 
 
 def _row(shard: Shard) -> dict[str, Any]:
@@ -249,8 +271,8 @@ def _reopen(output: Path, manifest: Mapping[str, Any]) -> None:
             index, _ = load_index(output / index_path(split))
         for number, row in enumerate(rows):
             if index is not None and _fits(output, row):
-                described = (row[name] for name in ("path", "split", "bytes", "sha256"))
-                save_shard(output, Shard(*described, index.only(number), row.get("dropped", {})))
+                facts = {name: row[name] for name in ("path", "split", "bytes", "sha256")}
+                save_shard(output, Shard(**facts, index=index.only(number), dropped=row.get("dropped", {})))
             else:
                 (output / row["path"]).unlink(missing_ok=True)
 

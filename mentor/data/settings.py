@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from mentor.config import Config
+from mentor.data.streaming import StreamConfig
 from mentor.data.tasks import TASKS
 
 
@@ -36,6 +37,7 @@ class DataConfig(Config):
     Attributes:
         root: folder or URL with `manifest.json`, as tools/make_shards.py writes it; null where `datasets` are given.
         datasets: several data sets, mixed by weight, instead of one `root`.
+        stream: unknown tars that are read in sequence instead, with weaker promises (see `mentor.data.streaming`).
         mixture: task -> weight, above 0, in any unit; kept to in whole thousandths of the steps.
         batch_size: examples in a step over all processes together (before accumulation).
         lanes: from how many places an epoch is read at once. A multiple of the number of processes lets these read
@@ -60,6 +62,7 @@ class DataConfig(Config):
 
     root: str | None = None
     datasets: tuple[DatasetConfig, ...] = ()
+    stream: StreamConfig | None = None
     mixture: dict[str, float]
     batch_size: int = Field(gt=0)
     lanes: int = Field(default=8, gt=0)
@@ -94,9 +97,10 @@ class DataConfig(Config):
     def _consistent(self) -> Self:
         if self.warmup_steps and self.warmup_task not in TASKS:
             raise ValueError(f"unknown warmup_task {self.warmup_task!r}: known are {', '.join(TASKS)}")
-        if (self.root is None) == (not self.datasets):
-            given = "both are given" if self.datasets else "neither is given"
-            raise ValueError(f"say either root or datasets ({given}): root=null takes a root away")
+        given = [name for name in ("root", "datasets", "stream") if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"say one of root, datasets and stream, found {found} (root=null takes a root away)")
         return self
 
     @property
@@ -111,5 +115,7 @@ class DataConfig(Config):
 
     @property
     def places(self) -> str:
-        """The data sets' folders, for messages."""
+        """The data sets' folders, or the stream's tars, for messages."""
+        if self.stream is not None:
+            return ", ".join(self.stream.urls)
         return ", ".join(source.root for source in self.sources)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mentor.config import validate
 from mentor.data.decoding import BadSample, Limits
 from mentor.data.encoding import decode_description, decode_record
 from mentor.data.files import CacheSettings, DataFiles
@@ -68,8 +69,9 @@ class ShardSet:
         self.skipped: tuple[str, ...] = self._check_shards(skip_bad)
         self.counts: tuple[int, ...] = tuple(self._index.counts.tolist())
         self._files: dict[int, int] = {}
-        fields = self.manifest["layout"]
-        self._tar_fields = TarFields(**fields) if self.manifest["kind"] == "tars" else None
+        self._tar_fields: TarFields | None = None
+        if self.manifest["kind"] == "tars":
+            self._tar_fields = validate(TarFields, self.manifest["layout"])
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -225,6 +227,8 @@ class ShardSet:
                 self._files[shard] = self._source.open(self._rows[shard])
             except OSError as error:
                 raise BadSample("unreadable shard", error.strerror or str(error)) from None
+        if not 0 <= offset <= offset + size <= self._rows[shard]["bytes"]:
+            raise BadSample("damaged index", "it points outside the shard")
         # pread has no file position, so a descriptor inherited by a forked worker is safe to use.
         content = os.pread(self._files[shard], size, offset)
         if len(content) != size:

@@ -1,32 +1,50 @@
 """Tars that somebody else wrote: their samples found and indexed where they lie, without rewriting a byte.
 
-A sample is a picture and its words. Its members are adjacent and share the name up to the first dot, as WebDataset has
-it; every other member is passed over unread.
+A sample is a picture and its words. Its members are adjacent and share the name up to the first dot of its last part,
+as WebDataset has it; every other member is passed over unread. What is no whole sample is left out and counted by one
+reason:
+
+- A member that comes twice begins another sample of the same key; of samples with one key the first counts.
+- Extensions are compared in lower case. Names without an extension belong to no sample, and neither do `__names__`,
+  which WebDataset keeps for its own use. Names that are not UTF-8 or lead out of the folder are not accepted.
+- A picture must be whole by its structure and within the limits; its pixels are not decoded here.
+- Where captions are asked for, there must be one that is not empty, UTF-8 and within the limits.
 """
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, field_validator
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample, Limits, decode_image, decode_json, decode_text, peek_image
+from mentor.data.decoding import (
+    BadSample,
+    Limits,
+    check_structure,
+    decode_image,
+    decode_json,
+    decode_text,
+    peek_image,
+)
 from mentor.data.index import Counted, Index, Place, build_index, checksum
 from mentor.data.records import Record
 from mentor.data.tars import Member, members
 
 FIELDS = ("image", "words")
+_NOUNS = {"image": "picture", "words": "caption"}
 
 
 class TarFields(Config):
     """Which members of a sample are its picture and its caption.
 
     Attributes:
-        image: extensions; the first that a sample has is its picture.
+        image: extensions; the first that a sample has is its picture. May be given as "jpg;png".
         caption: an extension of text ("txt"), or a path into a JSON member ("json.caption"), which may also lead to a
             list of captions; empty when there are none.
     """
@@ -34,10 +52,35 @@ class TarFields(Config):
     image: tuple[str, ...] = Field(default=("jpg", "jpeg", "png", "webp"), min_length=1)
     caption: str = "txt"
 
+    @field_validator("image", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return tuple(value.split(";")) if isinstance(value, str) else value
+
+    @field_validator("image")
+    @classmethod
+    def _extensions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [extension for extension in value if not re.fullmatch(r"[^./;\s][^/;\s]*", extension)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no extension: write them like jpg;png, without a dot in front")
+        return tuple(extension.lower() for extension in value)
+
+    @field_validator("caption")
+    @classmethod
+    def _caption(cls, value: str) -> str:
+        if value == "json" or (value and not re.fullmatch(r"[^./;\s][^/;\s]*[^./;\s]|[^./;\s]", value)):
+            raise ValueError("write an extension like txt, a field of a JSON file like json.caption, or nothing")
+        return value if value.startswith("json.") else value.lower()
+
     @property
     def words(self) -> str:
         """Extension of the member that the caption stands in."""
-        return self.caption.partition(".")[0]
+        return "json" if self.caption.startswith("json.") else self.caption
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names that lead to the caption within a JSON member; none for plain text."""
+        return tuple(self.caption.split(".")[1:]) if self.caption.startswith("json.") else ()
 
 
 @dataclass(frozen=True)
@@ -58,9 +101,14 @@ class TarIndex:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key and the extension of a member: the base name is cut at its first dot, the extension in lower case."""
+    """The key and the extension of a member: the base name is cut at its first dot, the extension in lower case.
+
+    Both are empty for members that belong to no sample.
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
+    if not stem or not extension or (name.startswith("__") and name.endswith("__")):
+        return "", ""
     return folder + slash + stem, extension.lower()
 
 
@@ -80,17 +128,23 @@ def index_tar(file: BinaryIO, fields: TarFields, limits: Limits, split_of: Calla
     rows: dict[str, list[tuple[Place, Counted]]] = {"train": [], "heldout": []}
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
-    for key, parts in _samples(hashed, fields, limits, dropped):
-        if key in seen:
-            dropped["duplicate key"] += 1
-            continue
-        seen.add(key)
+    for group in _groups(hashed, fields, limits):
         try:
-            rows[split_of(key)].append(_place(key, parts, fields, limits))
+            if group.key in seen:
+                raise BadSample("duplicate key")
+            seen.add(group.key)
+            row = _place(group, fields, limits)
+            rows[split_of(group.key)].append(row)
         except BadSample as error:
             dropped[error.reason] += 1
     indexes = {split: build_index(FIELDS, found) for split, found in rows.items()}
     return TarIndex(hashed.position, hashed.sha256.hexdigest(), indexes, dict(sorted(dropped.items())))
+
+
+def count_repeated_keys(indexes: list[Index]) -> int:
+    """How many samples have a key that an earlier one has, told by 64-bit hashes of the keys."""
+    hashes = np.concatenate([np.zeros(0, np.uint64), *map(_hash_keys, indexes)])
+    return len(hashes) - len(np.unique(hashes))
 
 
 def read_tar_sample(key: str, parts: Mapping[str, bytes], fields: TarFields, limits: Limits) -> Record:
@@ -130,66 +184,125 @@ class _Hashing(io.RawIOBase):
         return content
 
 
-def _samples(
-    file: BinaryIO | _Hashing, fields: TarFields, limits: Limits, dropped: Counter[str]
-) -> Iterator[tuple[str, dict[str, tuple[Member, bytes]]]]:
-    """Key and read members of every sample, in order."""
+@dataclass
+class _Group:
+    """Neighbouring members of one key.
+
+    Attributes:
+        key: theirs.
+        extensions: of all of them.
+        parts: extension -> those that are read.
+        fault: the first thing that makes it no sample; empty if there is none.
+    """
+
+    key: str
+    extensions: set[str] = field(default_factory=set)
+    parts: dict[str, tuple[Member, bytes]] = field(default_factory=dict)
+    fault: str = ""
+
+
+def _groups(file: BinaryIO | _Hashing, fields: TarFields, limits: Limits) -> Iterator[_Group]:
+    """The tar's samples, in order, good ones and bad ones."""
+    extensions = {*fields.image, fields.words} - {""}
 
     def wanted(member: Member) -> bool:
         extension = split_name(member.name)[1]
-        if extension in fields.image:
-            return member.size <= limits.picture_bytes
-        return extension == fields.words and member.size <= limits.text_bytes
+        return extension in extensions and member.size <= _most(extension, fields, limits)
 
-    current, parts = "", {}
+    current = _Group("")
     for member, content in members(file, wanted):  # pyright: ignore[reportArgumentType]
         key, extension = split_name(member.name)
-        if len(member.name) > limits.name_length:
-            dropped["name too long"] += 1
+        if not key:
             continue
-        if key != current:
-            if parts:
-                yield current, parts
-            current, parts = key, {}
-        if member.odd:
-            dropped[f"member is {member.odd}"] += 1
-        elif extension in fields.image or extension == fields.words:
-            parts.setdefault(extension, (member, content))
-    if parts:
-        yield current, parts
+        if key != current.key or extension in current.extensions:
+            if current.key:
+                yield current
+            current = _Group(key)
+        current.extensions.add(extension)
+        current.fault = current.fault or _fault(current, member, limits)
+        if extension in extensions:
+            noun = _NOUNS["image" if extension in fields.image else "words"]
+            if member.odd:
+                current.fault = current.fault or f"{noun} is {member.odd}"
+            elif len(content) != member.size:
+                current.fault = current.fault or f"{noun} too large"
+            if not current.fault:
+                current.parts[extension] = (member, content)
+        if current.fault:
+            # What it has is of no use any more.
+            current.parts.clear()
+    if current.key:
+        yield current
 
 
-def _place(
-    key: str, parts: Mapping[str, tuple[Member, bytes]], fields: TarFields, limits: Limits
-) -> tuple[Place, Counted]:
-    name = next((name for name in fields.image if name in parts), None)
-    if name is None:
-        raise BadSample("no picture", f"it has {', '.join(parts)}")
-    chosen = {"image": parts[name]}
+def _fault(group: _Group, member: Member, limits: Limits) -> str:
+    if len(member.name) > limits.name_length:
+        return "name too long"
+    if len(group.extensions) > limits.members:
+        return "too many members"
+    if ".." in group.key.split("/") or group.key.startswith("/"):
+        return "name leads out of the folder"
+    if any("\ud800" <= letter <= "\udfff" for letter in group.key):
+        return "name not UTF-8"
+    return ""
+
+
+def _most(extension: str, fields: TarFields, limits: Limits) -> int:
+    return limits.picture_bytes if extension in fields.image else limits.text_bytes
+
+
+def _place(group: _Group, fields: TarFields, limits: Limits) -> tuple[Place, Counted]:
+    parts = group.parts
+    if group.fault:
+        raise BadSample(group.fault)
+    extension = next((extension for extension in fields.image if extension in parts), None)
+    if extension is None:
+        raise BadSample("no picture")
+    chosen = {"image": parts[extension]}
     if fields.words in parts:
         chosen["words"] = parts[fields.words]
-    for field, (member, content) in chosen.items():
-        if len(content) != member.size:
-            raise BadSample("picture too large" if field == "image" else "text too large", f"{member.size} bytes")
+    elif fields.words:
+        raise BadSample("no caption")
     peek_image(chosen["image"][1], limits)
+    check_structure(chosen["image"][1])
     captions = _captions(chosen["words"][1], fields, limits) if "words" in chosen else ()
-    if fields.caption and not captions:
-        raise BadSample("no caption", "")
+    if "words" in chosen and not captions:
+        raise BadSample("empty caption")
     start = min(member.offset for member, _ in chosen.values())
-    places = {field: (chosen[field][0].offset - start, chosen[field][0].size) for field in FIELDS if field in chosen}
+    places = {name: (chosen[name][0].offset - start, chosen[name][0].size) for name in FIELDS if name in chosen}
     if max(at + size for at, size in places.values()) >= 2**32:
-        raise BadSample("members too far apart", "")
-    crc = checksum(chosen[field][1] for field in FIELDS if field in chosen)
-    return Place(key, start, places, crc), Counted(captions=len(captions))
+        raise BadSample("members too far apart")
+    crc = checksum(chosen[name][1] for name in FIELDS if name in chosen)
+    return Place(group.key, start, places, crc), Counted(captions=len(captions))
 
 
 def _captions(words: bytes, fields: TarFields, limits: Limits) -> tuple[str, ...]:
-    extension, _, path = fields.caption.partition(".")
-    if extension != "json":
+    """The captions that are not empty.
+
+    Raises:
+        BadSample: they cannot be read, or are something else than text.
+    """
+    if not fields.path:
         found: Any = decode_text(words, limits)
     else:
         found = decode_json(words, limits)
-        for part in path.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
+        for name in fields.path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is None:
+            raise BadSample("no caption", f"its JSON has no field {'.'.join(fields.path)!r}")
     several = found if isinstance(found, list) else [found]
-    return tuple(caption.strip() for caption in several if isinstance(caption, str) and caption.strip())
+    if not all(isinstance(caption, str) for caption in several):
+        raise BadSample("caption is no text")
+    return tuple(caption.strip() for caption in several if caption.strip())
+
+
+def _hash_keys(index: Index) -> np.ndarray:
+    """A hash of every key: the sum of its bytes times one random number for each place."""
+    ends = index.arrays["key_ends"]
+    if not len(ends):
+        return np.zeros(0, np.uint64)
+    starts = np.concatenate(([0], ends[:-1]))
+    places = np.arange(ends[-1]) - np.repeat(starts, ends - starts)
+    factors = np.random.default_rng(0).integers(1, 2**64, int(places.max()) + 1, np.uint64)
+    # Unsigned numbers overflow silently, which is what is wanted.
+    return np.add.reduceat(index.arrays["keys"].astype(np.uint64) * factors[places], starts)

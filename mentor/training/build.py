@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import assert_never
 
-from mentor.conditioning import TextTokenizer
-from mentor.data.datamodule import DataModule
+from mentor.conditioning import ConditionerConfig, TextTokenizer
+from mentor.data.codes import codes_command
+from mentor.data.packs import CodeLayout
+from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.models import Generator, build_generator
 from mentor.models.checkpoint import (
@@ -33,7 +35,7 @@ TrainingModule = GeneratorModule | ImageTokenizerModule
 CAPTIONS = 200_000
 
 
-def build_module(config: TrainConfig, datamodule: DataModule) -> TrainingModule:
+def build_module(config: TrainConfig, datamodule: TrainingData) -> TrainingModule:
     """What the stage trains.
 
     Raises:
@@ -41,6 +43,11 @@ def build_module(config: TrainConfig, datamodule: DataModule) -> TrainingModule:
     """
     match config:
         case ImageTokenizerTraining():
+            if datamodule.codes is not None:
+                raise UserError(
+                    f"{config.data.places} holds image codes, which an image tokenizer cannot learn from: "
+                    "say data.root=DIR with the pictures"
+                )
             return _image_tokenizer_module(config)
         case AlignmentTraining():
             return _generator_module(config, *_aligned(config, datamodule), datamodule)
@@ -66,7 +73,7 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     )
 
 
-def _aligned(config: AlignmentTraining, datamodule: DataModule) -> tuple[Generator, ImageTokenizer]:
+def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer]:
     """The generator that stage 1 begins with, and its image tokenizer."""
     _require_folder(config.image_tokenizer_from, "image_tokenizer_from", f"stage=tokenizer experiment={config.name}")
     image_tokenizer = load_image_tokenizer(Path(config.image_tokenizer_from))
@@ -87,7 +94,7 @@ def _aligned(config: AlignmentTraining, datamodule: DataModule) -> tuple[Generat
 
 
 def _generator_module(
-    config: GeneratorTraining, generator: Generator, image_tokenizer: ImageTokenizer, datamodule: DataModule
+    config: GeneratorTraining, generator: Generator, image_tokenizer: ImageTokenizer, datamodule: TrainingData
 ) -> GeneratorModule:
     spec = code_spec(image_tokenizer, config.data.image_size)
     if spec != generator.spec:
@@ -96,6 +103,8 @@ def _generator_module(
             f"data.image_size {config.data.image_size} does not fit the generator, which was made for {side}: "
             f"say data.image_size={side}"
         )
+    if datamodule.codes is not None:
+        check_codes(datamodule.codes, config.data.places, image_tokenizer, generator)
     freeze(generator, config.freeze)
     return GeneratorModule(
         generator.train(),
@@ -107,6 +116,38 @@ def _generator_module(
         config.seed,
         config.trainer.log_every,
     )
+
+
+def check_codes(codes: CodeLayout, places: str, image_tokenizer: ImageTokenizer, generator: Generator) -> None:
+    """Nothing, where the generator may learn from these codes.
+
+    Raises:
+        UserError: they are another image tokenizer's, or lack what the conditioner reads.
+    """
+    command = codes_command()
+    ours = weights_fingerprint(image_tokenizer)
+    if codes.tokenizer != ours:
+        raise UserError(
+            f"the codes in {places} were made by image tokenizer {codes.tokenizer}, but this run has {ours}: make them "
+            f"anew with `{command}`, RELEASE being this run's image tokenizer"
+        )
+    spec = generator.spec
+    if (codes.grid, codes.vocabulary) != (spec.grid, spec.vocab_size):
+        raise UserError(
+            f"the codes in {places} are {codes.grid} of {codes.vocabulary}, the generator takes {spec.grid} of "
+            f"{spec.vocab_size}: make them anew with `{command}`"
+        )
+    if reads_features(generator.config.conditioner) and codes.feature_width != spec.feature_width:
+        raise UserError(
+            f"the conditioner reads features of width {spec.feature_width}, the codes in {places} have "
+            f"{codes.feature_width or 'none'}: make them anew with `{command} --features yes`, "
+            "or say conditioner.image_features=[latents]"
+        )
+
+
+def reads_features(config: ConditionerConfig) -> bool:
+    """Whether the conditioner looks at `Codes.features`."""
+    return "features" in config.image_features
 
 
 def _load_release(folder: str, key: str, command: str) -> Release:

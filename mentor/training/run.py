@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mentor.config import flatten
-from mentor.data.datamodule import DataModule
+from mentor.data.streammodule import TrainingData, open_data
 from mentor.errors import UserError
 from mentor.models import count_parameters
 from mentor.models.checkpoint import Card, save_generator, save_image_tokenizer
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> None:
         return
     set_threads(config)
     lightning.seed_everything(config.seed, verbose=False)
-    datamodule = DataModule(config.data, config.seed, say_anywhere)
+    datamodule = open_data(config.data, config.seed, say_anywhere)
     module = build_module(config, datamodule)
     checkpoints = Checkpoints(folder.checkpoints, config.trainer.checkpoint_every, config.trainer.checkpoint_minutes)
     samples = Samples(folder.path / "samples", config.trainer.samples)
@@ -142,7 +142,7 @@ def validation_interval(config: TrainBase) -> int:
 def fit(
     trainer: lightning.Trainer,
     module: TrainingModule,
-    datamodule: DataModule,
+    datamodule: TrainingData,
     folder: RunFolder,
     checkpoints: Checkpoints,
 ) -> None:
@@ -169,7 +169,7 @@ def fit(
 
 
 def conclude(
-    config: TrainBase, trainer: lightning.Trainer, module: TrainingModule, datamodule: DataModule, samples: Samples
+    config: TrainBase, trainer: lightning.Trainer, module: TrainingModule, datamodule: TrainingData, samples: Samples
 ) -> None:
     """Put the averaged weights into the module and validate them, if the last step did not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def write_release(
     folder: RunFolder,
     trainer: lightning.Trainer,
     module: TrainingModule,
-    datamodule: DataModule,
+    datamodule: TrainingData,
     samples: Samples,
 ) -> None:
     """Write the run's release folder, whole or not at all."""
@@ -215,15 +215,15 @@ def claim(folder: RunFolder, config: TrainBase, settings: dict[str, Any]) -> Non
     save_config(folder.path, settings)
 
 
-def announce(config: TrainBase, folder: RunFolder, datamodule: DataModule, module: TrainingModule) -> None:
+def announce(config: TrainBase, folder: RunFolder, datamodule: TrainingData, module: TrainingModule) -> None:
     """One line on what is going to be trained."""
     counts = count_parameters(module)
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count and name != "total")
     where = f"from step {folder.step} of" if folder.step else "for"
     say(
         f"{title(config)}: training {where} {config.trainer.max_steps} steps of "
-        f"{config.data.batch_size * config.trainer.accumulate} on {datamodule.size:,} records of "
-        f"{config.data.places}; parameters: {parts}; run folder {folder.path}"
+        f"{config.data.batch_size * config.trainer.accumulate} on {datamodule.summary}; "
+        f"parameters: {parts}; run folder {folder.path}"
     )
 
 

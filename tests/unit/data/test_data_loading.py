@@ -102,7 +102,7 @@ def test_too_many_unusable_samples_stop_the_run_with_their_counts(tmp_path: Path
     for number in range(12):
         spoil(root, f"train/00000{number // 10}.tar", f"{number:06d}")
     with pytest.raises(
-        UserError, match=r"\d+ of \d+ samples could not be used \(\d+ checksum differs\).*max_bad=0\.01"
+        UserError, match=r"\d+ of \d+ samples could not be used \(in all: \d+ checksum differs\).*max_bad=0\.01"
     ):
         keys(module(root, max_bad=0.01), 200)
 

@@ -1,0 +1,34 @@
+"""Measure this project against its goals and its peers, side by side in one run.
+
+    python tools/benchmark.py data [--json FILE] [--quick] [--work DIR]
+
+Nothing else should run meanwhile.
+"""
+
+from pathlib import Path
+
+from benchmarks.data import measure_data
+from benchmarks.rows import save, show
+
+from mentor.errors import Arguments, check_output, run_main
+
+
+def main() -> None:
+    """Measure, print a table and write it as JSON if asked to."""
+    parser = Arguments(description="Measure this project against its goals and its peers.")
+    parser.add_argument("subject", choices=["data"], help="what is measured")
+    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the size, for a first look")
+    parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="scratch folder, made if missing")
+    arguments = parser.parse_args()
+    check_output(arguments.work)
+    if arguments.json is not None:
+        check_output(arguments.json.parent)
+    rows = measure_data(arguments.work, arguments.quick)
+    show("Data" + (" (quick)" if arguments.quick else ""), rows)
+    if arguments.json is not None:
+        save(arguments.json, arguments.subject, rows, {"quick": arguments.quick})
+
+
+if __name__ == "__main__":
+    run_main(main)
