@@ -1,57 +1,92 @@
-"""From a recipe to a folder of shards, with as many processes as one likes and the same bytes."""
+"""From a recipe to a folder of shards, with as many processes and machines as one likes and the same bytes.
 
-import multiprocessing
+The work folder keeps what a build needs to go on: the plan (which shards there will be), the fingerprints of pictures
+where duplicates are looked for, and a note for every shard that is finished. Parts of a build share it.
+"""
+
+import contextlib
+import fcntl
+import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing.synchronize import Event
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mentor.data.composing import Composer
+from mentor.data.deduplicating import drop_duplicates
 from mentor.data.encoding import Layout
-from mentor.data.manifest import SPLITS, begin, find, finish, identity, lock, remove_partials, shard_path
-from mentor.data.recipes import LoadedRecipe
+from mentor.data.engines import Engine, open_engine
+from mentor.data.making import Made
+from mentor.data.manifest import (
+    MANIFEST,
+    SPLITS,
+    UNFINISHED,
+    begin,
+    find,
+    finish,
+    identity,
+    lock,
+    read_manifest,
+    remove_partials,
+    shard_path,
+)
+from mentor.data.planning import Plan, Report, describe_build, describe_inputs_of, plan_build, table_line
+from mentor.data.recipes import LoadedRecipe, RecordRecipe
 from mentor.data.records import Record
-from mentor.data.sources.archives import digest_inputs
-from mentor.data.writing import Sample, Shard, load_shard, sample_of, write_shard
+from mentor.data.steps import duplicates_step
+from mentor.data.writing import WORK, Sample, Shard, load_shard, sample_of, write_shard, write_whole
 from mentor.errors import UserError
+
+MAKING = "making shards"
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """What a worker process keeps between shards."""
+class Part:
+    """One of several parts of a build.
 
-    composer: Composer
-    stop: Event
+    Attributes:
+        index: from 0.
+        count: how many there are.
 
-    def samples(self, split: str, positions: range) -> Iterator[Sample]:
-        for position in positions:
-            if self.stop.is_set():
-                raise CancelledError
-            yield sample_of(self.composer.record(split, position), Layout())
+    Raises:
+        UserError: there is no such part.
+    """
 
+    index: int
+    count: int
 
-_worker: _Worker | None = None
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UserError(f"part {self.index} of {self.count} does not exist: parts are 0 to {self.count - 1}")
 
 
 @dataclass(frozen=True)
 class Build:
-    """What `build_dataset` did: the manifest, and whether the data set was there before."""
+    """What `build_dataset` did.
 
-    manifest: dict[str, Any]
-    found: bool
+    Attributes:
+        manifest: of the data set; empty after a single part.
+        found: whether the data set was there before.
+        shards: made by this part, or in all.
+        examples: for each reason to leave something out the first case met by this run.
+    """
+
+    manifest: Mapping[str, Any]
+    found: bool = False
+    shards: int = 0
+    examples: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_dataset(
-    loaded: LoadedRecipe,
+    loaded: LoadedRecipe[Any],
     output: Path,
     workers: int = 1,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = lambda stage, done, total: None,
+    engine: str = "local",
+    part: Part | None = None,
 ) -> Build:
     """Make the recipe's shards in `output`; an interrupted build goes on with the shards that are missing.
 
@@ -59,97 +94,189 @@ def build_dataset(
         loaded: the recipe.
         output: folder of the data set.
         workers: processes that make shards; the bytes do not depend on it.
-        report: called with the records done and the records in all.
+        report: called with the stage, the items done and the items in all (None: unknown).
+        engine: where they are made: see `open_engine`.
+        part: which shards to make; `merge` then makes the data set of them. All if None.
 
     Raises:
         UserError: the recipe yields no record, or the folder holds something else or cannot be written.
     """
-    if workers < 1:
-        raise UserError(f"workers={workers} is not allowed: say 1 or more")
-    recipe, layout = loaded.recipe, Layout()
-    sources = [source for source in (recipe.subjects, recipe.photographs) if source is not None]
-    inputs = digest_inputs(sources, loaded.folder)
-    what = identity(recipe.resolved(), inputs, "records", layout.model_dump())
-    manifest = find(output, what)
-    if manifest is not None:
-        return Build(manifest, found=True)
-    composer = Composer(loaded)
+    with open_engine(engine, workers) as opened:
+        inputs = describe_inputs_of(loaded)
+        manifest = find(output, describe_build(loaded.recipe, inputs, None))
+        if manifest is not None:
+            return Build(manifest, found=True, shards=len(manifest["files"]))
+        plan = plan_build(loaded, output, report, opened.warm)
+        what = describe_build(loaded.recipe, inputs, plan.layout)
+        with lock(output, None if part is None else part.index):
+            with contextlib.nullcontext() if part is None else _alone(output):
+                begin(output, what)
+                _keep_plan(output, plan, part)
+            if part is None:
+                remove_partials(output)
+            return _make(loaded, output, plan, what, opened, report, part)
+
+
+def merge(output: Path) -> Build:
+    """Make the data set of a build's parts, which are all finished.
+
+    Raises:
+        UserError: parts are not finished, or there are none.
+    """
+    if not (output / UNFINISHED).exists():
+        if not (output / MANIFEST).exists():
+            raise UserError(f"there is nothing to merge in {output}: make parts with --num-parts N --part I first")
+        manifest = read_manifest(output)
+        return Build(manifest, found=True, shards=len(manifest["files"]))
     with lock(output):
-        begin(output, what)
+        plan, what = _read_json(output, WORK, _PLAN), _read_json(output, UNFINISHED)
+        shards = [(index, _finished(output, path, split)) for index, (path, split) in enumerate(plan["shards"])]
+        missing = [index for index, shard in shards if shard is None]
+        if missing:
+            raise UserError(_what_is_missing(output, missing, plan["parts"], what["recipe"].get("name", "RECIPE")))
         remove_partials(output)
-        shards: dict[str, Shard | None] = {}
-        tasks: list[tuple[str, str, range]] = []
-        for split in SPLITS:
-            length = len(composer.plan[split])
-            for index, start in enumerate(range(0, length, recipe.samples_per_shard)):
-                positions = range(start, min(start + recipe.samples_per_shard, length))
-                path = shard_path(split, index)
-                shards[path] = load_shard(output, path, split)
-                if shards[path] is None:
-                    tasks.append((path, split, positions))
-        total = sum(map(len, composer.plan.values()))
-        done = total - sum(len(positions) for _, _, positions in tasks)
-        report(done, total)
-
-        def count(shard: Shard) -> None:
-            nonlocal done
-            done += shard.samples
-            shards[shard.path] = shard
-            report(done, total)
-
-        if workers == 1 or len(tasks) < 2:
-            for path, split, positions in tasks:
-                samples = (sample_of(composer.record(split, position), layout) for position in positions)
-                count(write_shard(output, path, split, samples, layout.members))
-        else:
-            _make_in_parallel(loaded, output, tasks, min(workers, len(tasks)), count)
-        return Build(finish(output, what, [shard for shard in shards.values() if shard is not None]), found=False)
+        made = [shard for _, shard in shards if shard is not None]
+        return _finish(output, what, made, Counter(plan["dropped"]), plan["examples"])
 
 
-def _make_in_parallel(
-    loaded: LoadedRecipe,
+def _make(
+    loaded: LoadedRecipe[Any],
     output: Path,
-    tasks: list[tuple[str, str, range]],
-    workers: int,
-    count: Callable[[Shard], None],
-) -> None:
-    # Spawned, not forked: a forked child of a process with threads may hang.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(workers, context, _start_worker, (loaded, stop)) as pool:
-        waiting = {pool.submit(_make_shard, output, *task) for task in tasks}
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    count(future.result())
-        except BrokenProcessPool:
+    plan: Plan,
+    what: Mapping[str, Any],
+    engine: Engine,
+    report: Report,
+    part: Part | None,
+) -> Build:
+    """Make what is missing of the plan, or of a part of it; call it under the lock."""
+    jobs = plan.jobs if part is None else plan.jobs[part.index :: part.count]
+    shards = {job.path: _finished(output, job.path, job.split) for job in jobs}
+    missing = [job for job in jobs if shards[job.path] is None]
+    recipe = loaded.recipe
+    step = duplicates_step(recipe.steps) if isinstance(recipe, RecordRecipe) else None
+    if step is not None and missing:
+        share = None if part is None else (part.index, part.count)
+        dropped = drop_duplicates(output, plan.jobs, step, recipe.limits, engine, report, share)
+        missing = [job.without(dropped) for job in missing]
+    total = sum(len(job.items) for job in jobs)
+    done = total - sum(len(job.items) for job in missing)
+    examples = dict(plan.examples)
+    report(MAKING, done, total)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        report(MAKING, done, total)
+
+    def keep(made: Made) -> None:
+        shards[made.shard.path] = made.shard
+        for reason, example in made.examples.items():
+            examples.setdefault(reason, example)
+
+    engine.run(plan.work, missing, keep, tick)
+    report(MAKING, total, total)
+    made = [shard for shard in shards.values() if shard is not None]
+    if part is not None:
+        return Build({}, shards=len(made), examples=examples)
+    return _finish(output, what, made, plan.dropped, examples)
+
+
+def _finish(
+    output: Path, what: Mapping[str, Any], shards: Sequence[Shard], dropped: Counter[str], examples: Mapping[str, str]
+) -> Build:
+    if not any(shard.samples for shard in shards):
+        counts = dropped + sum((Counter(shard.dropped) for shard in shards), Counter())
+        # Nothing of such a build is of any use, and it must not stand in the way of the next one.
+        _remove_traces(output)
+        raise UserError(f"nothing is left to write: {table_line(counts, examples)}: check the recipe's steps")
+    manifest = finish(output, what, shards, dropped)
+    return Build(manifest, shards=len(manifest["files"]), examples=examples)
+
+
+def _remove_traces(output: Path) -> None:
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (output / UNFINISHED).unlink(missing_ok=True)
+        for split in SPLITS:
+            if (output / split).is_dir():
+                (output / split).rmdir()
+        output.rmdir()
+
+
+def _finished(output: Path, path: str, split: str) -> Shard | None:
+    """The shard, if it was finished and its file is still whole in length."""
+    shard = load_shard(output, path, split)
+    if shard is None or not shard.bytes:
+        return shard
+    file = output / path
+    return shard if file.is_file() and file.stat().st_size == shard.bytes else None
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Parts that start at once make the folder ready one after the other."""
+    path = output / WORK / "begin.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _keep_plan(output: Path, plan: Plan, part: Part | None) -> None:
+    """Write down what will be made; a build that goes on must have the same plan.
+
+    Raises:
+        UserError: it has another one, or other parts.
+    """
+    kept = {
+        "parts": part.count if part else None,
+        "digest": plan.digest,
+        "dropped": dict(sorted(plan.dropped.items())),
+        "examples": plan.examples,
+        "shards": [[job.path, job.split] for job in plan.jobs],
+    }
+    if (output / WORK / _PLAN).exists():
+        before = _read_json(output, WORK, _PLAN)
+        if {**before, "parts": None} != {**kept, "parts": None}:
             raise UserError(
-                "a worker process died (out of memory?): run again with fewer workers, it goes on"
-            ) from None
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+                f"the source has changed since the unfinished build in {output} began: "
+                "delete that folder or choose another output=DIR"
+            )
+        if part is None:
+            return
+        if before["parts"] not in (None, part.count):
+            raise UserError(
+                f"the unfinished build in {output} has {before['parts']} parts, not {part.count}: "
+                f"say --num-parts {before['parts']}, or make the rest without --part"
+            )
+    try:
+        write_whole(output / WORK / _PLAN, json.dumps(kept, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot write to {output} ({error.strerror}): choose another output=DIR") from None
 
 
-def _start_worker(loaded: LoadedRecipe, stop: Event) -> None:
-    global _worker
-    # Ctrl-C is the parent's to handle: it sets `stop`, and shards in progress are dropped.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    _worker = _Worker(Composer(loaded), stop)
+def _read_json(output: Path, *names: str) -> dict[str, Any]:
+    path = output.joinpath(*names)
+    try:
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError):
+        raise UserError(f"{path} cannot be read: delete {output} and make the shards again") from None
 
 
-def _make_shard(output: Path, path: str, split: str, positions: range) -> Shard:
-    assert _worker is not None
-    return write_shard(output, path, split, _worker.samples(split, positions), Layout().members)
+def _what_is_missing(output: Path, missing: Sequence[int], parts: int | None, name: str) -> str:
+    command = f"python tools/make_shards.py {name} output={output}"
+    if parts is None:
+        return f"the build in {output} is not finished: {len(missing)} shards are missing; run `{command}` again"
+    counts = Counter(index % parts for index in missing)
+    told = "; ".join(
+        f"part {part} of {parts} is not finished: {count} {'shards' if count > 1 else 'shard'} missing"
+        for part, count in sorted(counts.items())
+    )
+    which = "I" if len(counts) > 1 else str(min(counts))
+    return f"{told}; run `{command} ... --num-parts {parts} --part {which}` again"
 
 
 def write_dataset(

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Generic, Literal, TypeVar, cast
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from mentor.config import Config, flatten, near, read_yaml, validate
+from mentor.config import Config, near, read_yaml, validate
+from mentor.data.decoding import Limits
+from mentor.data.overrides import fill_in, is_missing, put_setting, set_input, take_inputs
 from mentor.data.scenes import SIZES, BackgroundKind
+from mentor.data.sources import SourceConfig
 from mentor.data.sources.archives import PhotoSource, SubjectSource
+from mentor.data.steps import StepConfig, duplicates_step
+from mentor.data.tarsets import TarFields
 from mentor.errors import UserError
-
-# Settings of the command line that are no part of a recipe: they do not change the bytes of the shards.
-COMMAND_KEYS = ("output", "workers")
 
 
 class HeldOutConfig(Config):
@@ -56,10 +57,11 @@ class SceneConfig(Config):
         return backgrounds
 
 
-class Recipe(Config):
-    """One recipe, complete.
+class SceneRecipe(Config):
+    """Cut-outs composed into scenes, and photographs, from archives beside the recipe.
 
     Attributes:
+        kind: "scenes".
         name: what `make_shards.py` calls it.
         description: one line for people.
         size: side of every picture in px.
@@ -75,6 +77,7 @@ class Recipe(Config):
         scenes: how scenes are composed; none if null.
     """
 
+    kind: Literal["scenes"] = "scenes"
     name: str
     description: str = ""
     size: int = Field(default=64, ge=16, le=2048)
@@ -89,7 +92,7 @@ class Recipe(Config):
     scenes: SceneConfig | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
+    def _consistent(self) -> "SceneRecipe":
         if self.scenes is not None:
             if self.subjects is None:
                 raise ValueError("scenes need objects: give the recipe `subjects`")
@@ -109,36 +112,177 @@ class Recipe(Config):
         return self.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A recipe and the folder from which its archives' paths count."""
+class RecordRecipe(Config):
+    """Pictures with captions, objects or views from anywhere, checked and changed step by step.
 
-    recipe: Recipe
+    Attributes:
+        kind: "records".
+        name: what `make_shards.py` calls it.
+        description: one line for people.
+        licence: of the pictures, kept in the manifest.
+        sources: where pictures come from.
+        steps: what happens to each, in order.
+        picture: format of the stored pictures. One that no step changed and that has this format already is copied.
+        quality: of jpg and webp, 1 to 100.
+        heldout: how the splits are divided: by the hash of an item's subject, or of its origin where it has none. There
+            is always something held out, unless the share is 0 or there is one subject (or origin) alone.
+        seed: changes the order of the samples and which ones a limit chooses.
+        shuffle: whether samples are stored in an order by chance; else in their source's own. Training shuffles by
+            blocks, which cannot mix what is sorted by class.
+        samples_per_shard: items for each shard but the last; dropped ones leave it smaller.
+        limit: at most this many records in all, the splits in proportion; no limit if null.
+        limits: what a single sample may ask for.
+    """
+
+    kind: Literal["records"] = "records"
+    name: str
+    description: str = ""
+    licence: str = ""
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    steps: tuple[StepConfig, ...] = ()
+    picture: Literal["jpg", "png", "webp"] = "jpg"
+    quality: int = Field(default=95, ge=1, le=100)
+    heldout: HeldOutConfig = HeldOutConfig(share=0.02)
+    seed: int = 0
+    shuffle: bool = True
+    samples_per_shard: int = Field(default=1000, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RecordRecipe":
+        duplicates_step(self.steps)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain containers, but of absolute paths the last part: the same data have the same identity.
+
+        What is there is said by digests, and a manifest that is passed on must not tell of somebody's disk.
+        """
+        data = self.model_dump(mode="json")
+        data["sources"] = [{key: placeless(value) for key, value in source.items()} for source in data["sources"]]
+        return data
+
+
+class TarRecipe(Config):
+    """Tars in WebDataset's layout, indexed where they lie; not a byte of them is written.
+
+    Attributes:
+        kind: "tars".
+        name: what `make_shards.py` calls it.
+        description: one line for people.
+        licence: of the pictures, kept in the manifest.
+        paths: paths and URLs of tars, with braces (`{000..099}`) and wildcards.
+        image: endings that are the picture, separated by semicolons; the first there is counts.
+        caption: ending of the caption, or a path into a JSON member ("json.caption"); none if empty.
+        heldout: how the splits are divided: by the hash of a sample's tar and key.
+        skip_damaged: whether damaged tars are left out and counted instead of ending the work.
+        limits: what a single sample may ask for.
+    """
+
+    kind: Literal["tars"] = "tars"
+    name: str
+    description: str = ""
+    licence: str = ""
+    paths: tuple[str, ...] = Field(min_length=1)
+    image: str = "jpg;jpeg;png;webp"
+    caption: str = "txt"
+    heldout: HeldOutConfig = HeldOutConfig(share=0.02)
+    skip_damaged: bool = False
+    limits: Limits = Limits()
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _one_or_many(cls, paths: Any) -> Any:
+        return (paths,) if isinstance(paths, str) else paths
+
+    @property
+    def fields(self) -> TarFields:
+        """Which members of a sample are read."""
+        return TarFields(image=tuple(self.image.split(";")), caption=self.caption)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain containers."""
+        return self.model_dump(mode="json")
+
+
+Recipe = SceneRecipe | RecordRecipe | TarRecipe
+R = TypeVar("R", bound=SceneRecipe | RecordRecipe | TarRecipe)
+KINDS: dict[str, tuple[type[Any], str]] = {
+    "records": (RecordRecipe, "pictures from a folder, COCO, Hugging Face, ..."),
+    "scenes": (SceneRecipe, "cut-outs composed into scenes"),
+    "tars": (TarRecipe, "tars that are indexed where they lie"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedRecipe(Generic[R]):
+    """A recipe and the folder from which its paths count."""
+
+    recipe: R
     folder: Path
 
 
-def load_recipe(name: str, overrides: Sequence[str], recipes: Path) -> LoadedRecipe:
-    """The recipe of that name or at that path, with `key=value` settings (dotted keys) put in.
+def load_recipe(name: str, overrides: Sequence[str], recipes: Path) -> LoadedRecipe[Any]:
+    """The recipe of that name or at that path, with `key=value` settings put in.
+
+    A recipe may declare `inputs`: names with defaults, put in wherever a value is `${NAME}`, and set by `NAME=value`. A
+    default that begins with `???` must be given; what follows tells people what it is.
 
     Args:
         name: a name in `recipes`, or the path of a YAML file.
-        overrides: settings; values are read as YAML.
+        overrides: settings: dotted keys (with numbers in lists) or inputs; values are read as YAML.
         recipes: folder of the recipes that are called by name.
 
     Raises:
-        UserError: no such recipe, unknown key, or a value that is not allowed.
+        UserError: no such recipe, unknown key, an input that is not given, or a value that is not allowed.
     """
     path = _find(name, recipes)
     data = read_yaml(path)
     data.setdefault("name", path.stem)
-    if overrides:
-        data = validate(Recipe, data).resolved()
-        for override in overrides:
-            _put(data, override)
     try:
-        return LoadedRecipe(validate(Recipe, data), path.parent)
+        return LoadedRecipe(read_recipe(data, overrides), path.parent)
     except UserError as error:
         raise UserError(f"recipe {path.stem}: {error}") from None
+
+
+def read_recipe(data: dict[str, Any], overrides: Sequence[str]) -> Any:
+    """The recipe in a mapping, with settings put in: see `load_recipe`.
+
+    Raises:
+        UserError: unknown key, an input that is not given, or a value that is not allowed.
+    """
+    inputs = take_inputs(data)
+    others = [override for override in overrides if not set_input(inputs, override)]
+    kind, meaning = data.get("kind"), ", ".join(f"{kind} ({what})" for kind, (_, what) in KINDS.items())
+    if kind not in KINDS:
+        found = f"its kind {kind!r} is unknown{near(str(kind), KINDS)}" if kind else "it does not say its `kind`"
+        raise UserError(f"{found}: there are {meaning}")
+    cls = KINDS[kind][0]
+    data = cast(dict[str, Any], fill_in(data, inputs, others))
+    if others:
+        data = validate(cls, data).model_dump(mode="json")
+        for override in others:
+            put_setting(data, override, inputs)
+    return validate(cls, data)
+
+
+def list_recipes(recipes: Path) -> dict[str, str]:
+    """Name -> the line about it, of the recipes in a folder; the inputs that must be given are named."""
+    lines = {}
+    for path in sorted(recipes.glob("*.yaml")):
+        data = read_yaml(path)
+        inputs = {name: value for name, value in take_inputs(data).items() if is_missing(value)}
+        needs = " ".join(f"{name}={name.upper()}" for name in inputs)
+        lines[path.stem] = f"{data.get('description', '')}" + (f" ({needs})" if needs else "")
+    return lines
+
+
+def placeless(value: Any) -> Any:
+    """The value, but of absolute paths in it (`/a/b/c`, `~/c`) the last part alone."""
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return PurePath(value).name or value
+    return [placeless(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _find(name: str, recipes: Path) -> Path:
@@ -154,21 +298,3 @@ def _find(name: str, recipes: Path) -> Path:
             f"there is no recipe {name!r}{hint}: choose one of {', '.join(known) or 'none'} or give a YAML path"
         )
     return recipes / f"{name}.yaml"
-
-
-def _put(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"cannot read {override!r}: write settings as key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{key}: {text!r} cannot be read: write numbers, words, or lists like [a, b]") from None
-    *parents, last = key.split(".")
-    cursor: Any = data
-    for part in parents:
-        cursor = cursor.get(part) if isinstance(cursor, dict) else None
-    if not isinstance(cursor, dict) or last not in cursor:
-        known = [*flatten(data), *COMMAND_KEYS]
-        raise UserError(f"unknown key {key}{near(key, known)}: there are {', '.join(known)}")
-    cursor[last] = value

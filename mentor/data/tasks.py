@@ -8,6 +8,7 @@ with `The OBJ in <image>.` and the caption. A new task is a function here and a 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,11 @@ def _fitted_mask(record: Record, chosen: RecordObject, context: TaskContext) -> 
     return mask
 
 
+@lru_cache(maxsize=4)
+def _nothing(size: int) -> transforms.Coverage:
+    return np.zeros((size, size), np.float32)
+
+
 def _example(
     task: str,
     record: Record,
@@ -199,10 +205,9 @@ def _example(
             f"{IMAGE_MARK} in a caption",
         )
     size = context.image_size
-    focus = np.zeros((size, size), np.float32)
-    for thing in named:
-        if thing.mask is not None:
-            focus = np.maximum(focus, transforms.fit_coverage(thing.mask, size))
+    coverages = [transforms.fit_coverage(thing.mask, size) for thing in named if thing.mask is not None]
+    # One array for all pictures in which nothing is named: batches of them need not be filled with zeros anew.
+    focus = np.maximum.reduce(coverages) if coverages else _nothing(size)
     first = named[0] if named else None
     facts = {
         "task": task,
