@@ -23,9 +23,10 @@ from torch import Tensor
 from mentor import __version__
 from mentor.conditioning import encode_condition
 from mentor.errors import Arguments, UserError, check_output, run_main
+from mentor.marks import IMAGE_MARK
 from mentor.models.checkpoint import Release, load_generator
 from mentor.sampling import SamplingConfig, sample
-from mentor.types import IMAGE_MARK, parse_prompt
+from mentor.types import parse_prompt
 
 METADATA_KEY = "mentor"
 BATCH_SIZE = 32

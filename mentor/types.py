@@ -5,7 +5,7 @@ images, `d` width, `h` heads, `k` head width, `v` vocabulary, `c` channels, `y x
 Images are float32 in [-1, 1], RGB, `c y x`. A mask is True where something is valid or may be attended to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mentor.errors import UserError
-
-IMAGE_MARK = "<image>"
+from mentor.marks import IMAGE_MARK
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,39 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class BatchCodes:
+    """What stands for a batch's pictures when the image tokenizer has seen them before.
+
+    Attributes:
+        target_ids: codes of the pictures to generate.
+        reference_ids: codes of the pictures that the prompts show, in order of appearance, first prompt first.
+        reference_features: likewise their `Codes.features`; None where they were not kept.
+    """
+
+    target_ids: Int[Tensor, "b gy gx"]
+    reference_ids: Int[Tensor, "r gy gx"]
+    reference_features: Float[Tensor, "r d gy gx"] | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "BatchCodes":
+        """The same with a function applied to every tensor."""
+        features = self.reference_features
+        return BatchCodes(
+            function(self.target_ids),
+            function(self.reference_ids),
+            None if features is None else function(features),
+        )
+
+
+@dataclass(frozen=True)
 class Batch:
     """Examples side by side.
 
     Attributes:
+        targets: without pixels where there are `codes`; so are the prompts' images.
+        focus: of pixels, or of the grid's cells where there are `codes`.
         valid: False for padding rows that make the ranks' last batches equally long.
         skipped: samples whose places in the batch others took.
+        codes: of the pictures; None where the pictures are there themselves.
     """
 
     tasks: Sequence[str]
@@ -91,6 +117,29 @@ class Batch:
     valid: Bool[Tensor, "b"]
     facts: Sequence[Mapping[str, Any]]
     skipped: Sequence[Skipped] = ()
+    codes: BatchCodes | None = None
+
+    def first(self, count: int) -> "Batch":
+        """The first examples alone."""
+        codes = self.codes
+        if codes is not None:
+            shown = sum(len(prompt_images(prompt)) for prompt in self.prompts[:count])
+            features = codes.reference_features
+            codes = BatchCodes(
+                codes.target_ids[:count],
+                codes.reference_ids[:shown],
+                None if features is None else features[:shown],
+            )
+        return Batch(
+            self.tasks[:count],
+            self.prompts[:count],
+            self.targets[:count],
+            self.focus[:count],
+            self.keys[:count],
+            self.valid[:count],
+            self.facts[:count],
+            codes=codes,
+        )
 
 
 @dataclass(frozen=True)

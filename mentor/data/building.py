@@ -35,6 +35,7 @@ from mentor.data.manifest import (
 from mentor.data.planning import Plan, Report, describe_build, describe_inputs_of, plan_build, table_line
 from mentor.data.recipes import LoadedRecipe, RecordRecipe
 from mentor.data.records import Record
+from mentor.data.sources.places import shared_trees
 from mentor.data.steps import duplicates_step
 from mentor.data.writing import WORK, Sample, Shard, load_shard, sample_of, write_shard, write_whole
 from mentor.errors import UserError
@@ -102,11 +103,12 @@ def build_dataset(
         UserError: the recipe yields no record, or the folder holds something else or cannot be written.
     """
     with open_engine(engine, workers) as opened:
-        inputs = describe_inputs_of(loaded)
-        manifest = find(output, describe_build(loaded.recipe, inputs, None))
-        if manifest is not None:
-            return Build(manifest, found=True, shards=len(manifest["files"]))
-        plan = plan_build(loaded, output, report, opened.warm)
+        with shared_trees():
+            inputs = describe_inputs_of(loaded)
+            manifest = find(output, describe_build(loaded.recipe, inputs, None))
+            if manifest is not None:
+                return Build(manifest, found=True, shards=len(manifest["files"]))
+            plan = plan_build(loaded, output, report, opened.warm)
         what = describe_build(loaded.recipe, inputs, plan.layout)
         with lock(output, None if part is None else part.index):
             with contextlib.nullcontext() if part is None else _alone(output):

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from mentor.config import Config
 from mentor.data.drafts import Draft
 from mentor.data.sources.items import Dropped
-from mentor.types import IMAGE_MARK
+from mentor.marks import IMAGE_MARK
 
 _URL = re.compile(r"(?i)\b(?:https?://|ftp://|www\.)\S+")
 # What stands between blocks separates words; the rest (bold, links) stands within them.
@@ -103,6 +103,8 @@ def clean_captions(draft: Draft, config: CleanCaptions) -> Draft:
             notes.append("caption names a file")
         else:
             kept.append(cleaned.lower() if config.lowercase else cleaned)
+    if not notes and tuple(kept) == draft.captions:
+        return draft
     return replace(draft, captions=tuple(kept), notes=(*draft.notes, *notes))
 
 

@@ -26,11 +26,19 @@ def collate(examples: Sequence[Example], valid: Sequence[bool] | None = None, wi
         tasks=[example.task for example in examples],
         prompts=[example.prompt for example in examples],
         targets=torch.stack([example.target for example in examples]),
-        focus=torch.stack([example.focus for example in examples]),
+        focus=_stacked([example.focus for example in examples]),
         keys=[example.key for example in examples],
         valid=torch.tensor([True] * len(examples) if valid is None else list(valid)),
         facts=facts,
     )
+
+
+def _stacked(focus: Sequence[Float[Tensor, "y x"]]) -> Float[Tensor, "b y x"]:
+    """The examples' focus; where all share one tensor, as those without a named object do, nothing is copied."""
+    first = focus[0]
+    if all(one is first for one in focus):
+        return first.expand(len(focus), -1, -1)
+    return torch.stack(list(focus))
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class PackedBatch:
     """A batch whose reference images are one tensor per size, so that few things are moved.
 
     Attributes:
-        batch: the batch with its prompts emptied.
+        batch: the batch with its prompts emptied, but where codes stand for the pictures.
         layout: each prompt's segments; an image is (group, row, name).
         references: the groups of equally large reference images.
     """
@@ -61,12 +69,15 @@ class PackedBatch:
             targets=function(self.batch.targets),
             focus=function(self.batch.focus),
             valid=function(self.batch.valid),
+            codes=None if self.batch.codes is None else self.batch.codes.map(function),
         )
         return PackedBatch(moved, self.layout, [function(group) for group in self.references])
 
 
 def pack(batch: Batch) -> PackedBatch:
-    """The batch with its reference images gathered."""
+    """The batch with its reference images gathered; where codes stand for the pictures, they are already."""
+    if batch.codes is not None:
+        return PackedBatch(batch, (), ())
     groups: dict[tuple[int, ...], list[Tensor]] = {}
     layout: list[list[str | tuple[int, int, str]]] = []
     for prompt in batch.prompts:
@@ -84,6 +95,8 @@ def pack(batch: Batch) -> PackedBatch:
 
 def unpack(packed: PackedBatch) -> Batch:
     """The inverse of `pack`; the prompts' images are views of the gathered ones."""
+    if packed.batch.codes is not None:
+        return packed.batch
 
     def segment(part: str | tuple[int, int, str]) -> Segment:
         if isinstance(part, str):
@@ -96,7 +109,9 @@ def unpack(packed: PackedBatch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with targets, focus, `valid` and reference images on a device; facts stay where they are."""
+    """The batch with targets, focus, `valid`, codes and reference images on a device; facts stay where they are."""
+    if batch.codes is not None:
+        return unpack(pack(batch).to(device))
     images = [image for prompt in batch.prompts for image in prompt_images(prompt)]
     if all(tensor.device == device for tensor in [batch.targets, batch.focus, batch.valid, *images]):
         return batch

@@ -180,7 +180,7 @@ class DataModule(lightning.LightningDataModule):
                 room = (3 * config.lanes // 2 + 1) * GROUP
                 shards = CodeSet(source.root, split, cache, config.skip_bad_shards, room)
             else:
-                shards = ShardSet(source.root, split, cache, config.skip_bad_shards)
+                shards = ShardSet(source.root, split, cache, config.skip_bad_shards, fit=config.image_size)
             for name in shards.skipped:
                 self.report(f"shard {name} is missing or damaged and left out: {len(shards)} {split} samples remain")
             opened.append(shards)

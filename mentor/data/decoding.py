@@ -108,7 +108,9 @@ def peek_image(content: bytes, limits: Limits = LIMITS) -> Picture:
     return picture
 
 
-def decode_image(content: bytes, limits: Limits = LIMITS, fit: int | None = None) -> UInt8[np.ndarray, "y x 3"]:
+def decode_image(
+    content: bytes, limits: Limits = LIMITS, fit: int | None = None, whole: bool = False
+) -> UInt8[np.ndarray, "y x 3"]:
     """The picture, RGB, upright, transparency on white; the array may be read-only.
 
     Args:
@@ -116,15 +118,20 @@ def decode_image(content: bytes, limits: Limits = LIMITS, fit: int | None = None
         limits: what is allowed.
         fit: a JPEG whose shorter side is at least twice this many pixels is decoded at 1/2, 1/4 or 1/8 of its size,
             never below `fit` on the shorter side, which saves most of the time; other pictures come in full.
+        whole: that the bytes are those of a whole picture is known, by a checksum of them all.
 
     Raises:
         BadSample: "not a picture", "picture too large", "truncated picture" or "damaged picture".
     """
-    return decode_with_alpha(content, limits, WHITE, fit)[0]
+    return decode_with_alpha(content, limits, WHITE, fit, whole)[0]
 
 
 def decode_with_alpha(
-    content: bytes, limits: Limits = LIMITS, background: Colour = WHITE, fit: int | None = None
+    content: bytes,
+    limits: Limits = LIMITS,
+    background: Colour = WHITE,
+    fit: int | None = None,
+    whole: bool = False,
 ) -> tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x"] | None]:
     """The picture with its transparency on `background`, and that transparency: 255 is opaque, None when it has none.
 
@@ -132,7 +139,8 @@ def decode_with_alpha(
         BadSample: as `decode_image` does.
     """
     header = peek_image(content, limits)
-    check_structure(content)
+    if not whole:
+        check_structure(content)
     try:
         with _truncation_refused():
             image = _OPENERS[header.format](io.BytesIO(content))
@@ -154,13 +162,13 @@ def decode_with_alpha(
     return turn_upright(pixels, header.orientation), alpha
 
 
-def decode_mask(content: bytes, limits: Limits = LIMITS) -> Bool[np.ndarray, "y x"]:
+def decode_mask(content: bytes, limits: Limits = LIMITS, whole: bool = False) -> Bool[np.ndarray, "y x"]:
     """A mask from its picture: True where its grey is at least 128; what is transparent counts as black.
 
     Raises:
         BadSample: as `decode_image` does.
     """
-    pixels, _ = decode_with_alpha(content, limits, BLACK)
+    pixels, _ = decode_with_alpha(content, limits, BLACK, whole=whole)
     return np.asarray(Image.fromarray(pixels).convert("L")) >= 128
 
 

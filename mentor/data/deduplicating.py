@@ -7,6 +7,7 @@ another place and takes what nobody has done yet.
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def drop_duplicates(
         UserError: the work folder cannot be written.
     """
     items = _in_order(jobs)
+    if step.perceptual is None:
+        items = _of_equal_length(items)
+    if not items:
+        return {}
     chunks = [items[first : first + _AT_ONCE] for first in range(0, len(items), _AT_ONCE)]
     found: dict[int, Fingerprints] = {}
     done = 0
@@ -88,6 +93,13 @@ def _in_order(jobs: Sequence[Job]) -> list[tuple[int, Item]]:
         numbered = [one for job in jobs if job.split == split and not isinstance(job.items, range) for one in job.items]
         items += sorted(((number, item) for number, item in numbered if isinstance(item, Item)), key=lambda one: one[0])
     return items
+
+
+def _of_equal_length(items: Sequence[tuple[int, Item]]) -> list[tuple[int, Item]]:
+    """The items that can be exact duplicates at all; the others need not be read for it."""
+    lengths = [item.picture.length() for _, item in items]
+    counts = Counter(lengths)
+    return [one for one, length in zip(items, lengths, strict=True) if length is None or counts[length] > 1]
 
 
 def _file(output: Path, index: int) -> Path:

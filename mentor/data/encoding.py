@@ -106,21 +106,31 @@ def encode_picture(pixels: np.ndarray, layout: Layout) -> bytes:
     return _encode(pixels, layout.picture, layout.quality)
 
 
-def decode_record(key: str, members: Mapping[str, bytes], limits: Limits = LIMITS) -> Record:
+def decode_record(
+    key: str, members: Mapping[str, bytes], limits: Limits = LIMITS, fit: int | None = None, whole: bool = False
+) -> Record:
     """The record that `encode_record` was given (its pictures exactly so in a layout of png).
+
+    Args:
+        key: the record's.
+        members: extension -> content.
+        limits: of a picture.
+        fit: the picture will be shrunk to this side, so that a large JPEG may be decoded at a part of its size; only
+            without masks, which go with the whole one.
+        whole: that the bytes are those which were written is known, by a checksum.
 
     Raises:
         BadSample: a member is damaged or does not fit the others; the message says which.
     """
     described = decode_description(members["json"])
-    image = _image(members, PICTURES, limits)
     masked = [thing for thing in described["objects"] if thing["masked"]]
-    masks = _unstack(members, "masks.png", len(masked), limits)
+    image = _image(members, PICTURES, limits, None if masked else fit, whole)
+    masks = _unstack(members, "masks.png", len(masked), limits, whole)
     if any(mask.shape != image.shape[:2] for mask in masks):
         raise BadSample("damaged sample", "masks.png does not fit the picture")
-    views = _unstack(members, "views", len(described["views"]), limits)
+    views = _unstack(members, "views", len(described["views"]), limits, whole)
     shown = [facts for facts in described["views"] if facts["masked"]]
-    view_masks = _unstack(members, "viewmasks.png", len(shown), limits)
+    view_masks = _unstack(members, "viewmasks.png", len(shown), limits, whole)
     if any(mask.shape != views[0].shape[:2] for mask in view_masks):
         raise BadSample("damaged sample", "viewmasks.png does not fit the views")
     drawn, seen = iter(masks), iter(view_masks)
@@ -201,21 +211,26 @@ def _encode(pixels: np.ndarray, kind: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _image(members: Mapping[str, bytes], names: Sequence[str], limits: Limits) -> np.ndarray:
+def _image(
+    members: Mapping[str, bytes], names: Sequence[str], limits: Limits, fit: int | None, whole: bool
+) -> np.ndarray:
     name = next(name for name in names if name in members)
     try:
-        return decode_image(members[name], limits)
+        return decode_image(members[name], limits, fit, whole)
     except BadSample as error:
         raise BadSample(error.reason, f"{name}: {error.detail}") from None
 
 
-def _unstack(members: Mapping[str, bytes], name: str, count: int, limits: Limits) -> list[np.ndarray]:
+def _unstack(members: Mapping[str, bytes], name: str, count: int, limits: Limits, whole: bool) -> list[np.ndarray]:
     """The `count` pictures or masks that a member holds from top to bottom, each within the limits."""
     if not count:
         return []
     limits = limits.model_copy(update={"pixels": limits.pixels * count})
     try:
-        pixels = _image(members, VIEWS, limits) if name == "views" else decode_mask(members[name], limits)
+        if name == "views":
+            pixels = _image(members, VIEWS, limits, None, whole)
+        else:
+            pixels = decode_mask(members[name], limits, whole)
     except BadSample as error:
         raise BadSample(error.reason, error.detail if name in error.detail else f"{name}: {error.detail}") from None
     if pixels.shape[0] % count:

@@ -1,7 +1,6 @@
 """Where work is done: in this process, in several of this machine, or on Ray, always with the same results."""
 
 import contextlib
-import importlib
 import logging
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any, Protocol, TypeVar
 
 from mentor.errors import UserError
@@ -103,15 +103,17 @@ class _Pool:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        # Spawned, not forked: a forked child of a process with threads may hang.
-        self._context = multiprocessing.get_context("spawn")
+        # Not forked from here, since a forked child of a process with threads may hang, but from a server without any
+        # that has imported what they need, once for all of them.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["mentor.data.making"])
         self._stop = self._context.RawValue("b", 0)
         self._ticks = self._context.Value("Q", 0)
         self._pool: ProcessPoolExecutor | None = None
 
     def warm(self) -> None:
-        # Imported while the parent still reads the source.
-        self._start(self._workers, "mentor.data.making").submit(_nothing)
+        # The server imports while the parent still reads the source.
+        forkserver.ensure_running()
 
     def run(self, work: Work[J, R], jobs: Sequence[J], done: Callable[[R], None], tick: Callable[[int], None]) -> None:
         if self._pool is None and len(jobs) < 2:
@@ -138,10 +140,9 @@ class _Pool:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, workers: int, module: str = "") -> ProcessPoolExecutor:
+    def _start(self, workers: int) -> ProcessPoolExecutor:
         if self._pool is None:
-            states = (self._stop, self._ticks, module)
-            self._pool = ProcessPoolExecutor(workers, self._context, _start_worker, states)
+            self._pool = ProcessPoolExecutor(workers, self._context, _start_worker, (self._stop, self._ticks))
         return self._pool
 
 
@@ -150,7 +151,7 @@ _state: tuple[Any, Any] | None = None
 _making: tuple[Work[Any, Any], Callable[[Any, Tick], Any]] | None = None
 
 
-def _start_worker(stop: Any, ticks: Any, module: str) -> None:
+def _start_worker(stop: Any, ticks: Any) -> None:
     global _state
     # Ctrl-C is the parent's to handle: it says when to stop, and what is in progress is dropped.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -163,12 +164,6 @@ def _start_worker(stop: Any, ticks: Any, module: str) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     _state = (stop, ticks)
-    if module:
-        importlib.import_module(module)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _do(work: Work[J, R], job: J) -> R:

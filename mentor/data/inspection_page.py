@@ -19,7 +19,7 @@ from mentor.data.histograms import chart
 from mentor.data.records import Record, UnusableSample
 from mentor.data.survey import Survey
 from mentor.data.tasks import REQUIREMENTS
-from mentor.data.transforms import to_pixels
+from mentor.data.tensors import to_pixels
 from mentor.errors import UserError
 from mentor.types import Example, TextSegment
 

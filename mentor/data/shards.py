@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mentor.config import validate
-from mentor.data.decoding import BadSample, Limits
+from mentor.data.decoding import LIMITS, BadSample, Limits
 from mentor.data.encoding import decode_description, decode_record
 from mentor.data.files import CacheSettings, DataFiles
 from mentor.data.index import Index, Place, checksum
@@ -38,6 +38,7 @@ class ShardSet:
         cache: for files from elsewhere.
         skip_bad: leave missing shards and those of another size out instead of refusing them.
         limits: what a picture may be at most.
+        fit: the side to which pictures will be shrunk: a large JPEG may then be decoded at a part of its size.
 
     Raises:
         UserError: the data set is missing, empty, or a shard's size is not the manifest's.
@@ -49,12 +50,13 @@ class ShardSet:
         split: str,
         cache: CacheSettings | None = None,
         skip_bad: bool = False,
-        limits: Limits | None = None,
+        limits: Limits = LIMITS,
+        fit: int | None = None,
     ):
         self.root = root
         self.split = split
         self._source = DataFiles(root, cache)
-        self._limits = limits or Limits()
+        self._limits, self._fit = limits, fit
         self.manifest = self._source.manifest
         self.fingerprint: str = self.manifest["fingerprint"]
         if self.manifest["kind"] == "codes":
@@ -93,10 +95,12 @@ class ShardSet:
             UnusableSample: it cannot be read; the message names the shard and the record's key.
         """
         place, members = self._sample(shard, position)
+        # Its checksum says that the bytes are those which were looked at when they were written or indexed.
+        settings = (self._limits, self._fit, True)
         try:
             if self._tar_fields is not None:
-                return read_tar_sample(place.key, members, self._tar_fields, self._limits)
-            return decode_record(place.key, members, self._limits)
+                return read_tar_sample(place.key, members, self._tar_fields, *settings)
+            return decode_record(place.key, members, *settings)
         except BadSample as error:
             raise self._damage(shard, place.key, error) from None
 
@@ -228,7 +232,7 @@ class ShardSet:
             except OSError as error:
                 raise BadSample("unreadable shard", error.strerror or str(error)) from None
         if not 0 <= offset <= offset + size <= self._rows[shard]["bytes"]:
-            raise BadSample("damaged index", "it points outside the shard")
+            raise BadSample("truncated shard", "it lies beyond the end of the shard")
         # pread has no file position, so a descriptor inherited by a forked worker is safe to use.
         content = os.pread(self._files[shard], size, offset)
         if len(content) != size:

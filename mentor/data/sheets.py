@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mentor.data.records import Record
-from mentor.data.transforms import to_pixels
+from mentor.data.tensors import to_pixels
 from mentor.types import Example, TextSegment
 
 OUTLINES = ((255, 0, 255), (0, 220, 255), (255, 160, 0), (0, 200, 0))

@@ -28,6 +28,7 @@ from mentor.types import Batch, Example, Skipped
 # What can be asked of a picture and its caption alone.
 STREAMABLE = ("reconstruct", "text_to_image")
 
+
 class StreamModule(lightning.LightningDataModule):
     """Training and validation batches from tars that nobody has indexed.
 

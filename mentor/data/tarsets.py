@@ -147,14 +147,21 @@ def count_repeated_keys(indexes: list[Index]) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
-def read_tar_sample(key: str, parts: Mapping[str, bytes], fields: TarFields, limits: Limits) -> Record:
-    """The record of a sample's picture and words.
+def read_tar_sample(
+    key: str,
+    parts: Mapping[str, bytes],
+    fields: TarFields,
+    limits: Limits,
+    fit: int | None = None,
+    whole: bool = False,
+) -> Record:
+    """The record of a sample's picture and words; `fit` and `whole` are those of `decode_image`.
 
     Raises:
         BadSample: the picture or the words are damaged.
     """
     captions = _captions(parts["words"], fields, limits) if "words" in parts else ()
-    return Record(key=key, image=decode_image(parts["image"], limits), captions=captions)
+    return Record(key=key, image=decode_image(parts["image"], limits, fit, whole), captions=captions)
 
 
 def describe_tar_sample(words: bytes | None, fields: TarFields, limits: Limits) -> dict[str, Any]:

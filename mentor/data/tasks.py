@@ -16,8 +16,10 @@ import torch
 
 from mentor.data import transforms
 from mentor.data.records import Contents, Record, RecordObject
+from mentor.data.tensors import to_tensor
 from mentor.errors import UserError
-from mentor.types import IMAGE_MARK, Example, parse_prompt
+from mentor.marks import IMAGE_MARK
+from mentor.types import Example, parse_prompt
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,8 @@ def _fitted_mask(record: Record, chosen: RecordObject, context: TaskContext) -> 
 
 
 @lru_cache(maxsize=4)
-def _nothing(size: int) -> transforms.Coverage:
-    return np.zeros((size, size), np.float32)
+def _nothing(size: int) -> torch.Tensor:
+    return torch.zeros((size, size))
 
 
 def _example(
@@ -206,8 +208,8 @@ def _example(
         )
     size = context.image_size
     coverages = [transforms.fit_coverage(thing.mask, size) for thing in named if thing.mask is not None]
-    # One array for all pictures in which nothing is named: batches of them need not be filled with zeros anew.
-    focus = np.maximum.reduce(coverages) if coverages else _nothing(size)
+    # One tensor for all pictures in which nothing is named: a batch of them need not be filled with zeros anew.
+    focus = torch.from_numpy(np.maximum.reduce(coverages)) if coverages else _nothing(size)
     first = named[0] if named else None
     facts = {
         "task": task,
@@ -221,16 +223,16 @@ def _example(
         "style": record.attributes.get("style", ""),
         "subject": record.subject,
         "view": dict(view or {}),
-        "mask": focus >= 0.5,
+        "mask": focus.numpy() >= 0.5,
         "reference_mask": reference_mask,
         "input": reference,
     }
-    images = [] if reference is None else [transforms.to_tensor(reference)]
+    images = [] if reference is None else [to_tensor(reference)]
     return Example(
         task=task,
         prompt=parse_prompt(prompt, images),
-        target=transforms.to_tensor(target),
-        focus=torch.from_numpy(focus),
+        target=to_tensor(target),
+        focus=focus,
         key=record.key,
         facts=facts,
     )

@@ -10,11 +10,8 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Float64, Shaped, UInt8
 from PIL import Image
-from torch import Tensor
 
 Pixels = UInt8[np.ndarray, "y x 3"]
 Mask = Bool[np.ndarray, "y x"]
@@ -25,19 +22,6 @@ CanvasMask = Bool[np.ndarray, "side side"]
 CanvasCoverage = Float[np.ndarray, "side side"]
 Homography = Float64[np.ndarray, "3 3"]
 Box = tuple[float, float, float, float]
-
-
-def to_tensor(pixels: Pixels) -> Float[Tensor, "c y x"]:
-    """uint8 pixels as float32 in [-1, 1], channels first."""
-    # Turned while they are still bytes, of which there are a quarter as many.
-    channels = np.ascontiguousarray(rearrange(pixels, "y x c -> c y x"))
-    return torch.from_numpy(channels).float().div_(127.5).sub_(1.0)
-
-
-def to_pixels(image: Float[Tensor, "c y x"]) -> Pixels:
-    """The inverse of `to_tensor`, rounded to the nearest of 256 values; what lies outside [-1, 1] is clamped."""
-    scaled = image.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return rearrange(scaled, "c y x -> y x c").contiguous().numpy()
 
 
 def centre_square(array: Shaped[np.ndarray, "y x *rest"]) -> Shaped[np.ndarray, "side side *rest"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mentor.data.stream import seed_from
-from mentor.data.transforms import to_pixels
+from mentor.data.tensors import to_pixels
 from mentor.evaluation.metrics import intersection_over_union, psnr
 from mentor.evaluation.oracles import SceneOracle, mask_on_black
 from mentor.evaluation.retrieval import Cutout, SubjectOracle, cut_out

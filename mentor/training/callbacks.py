@@ -174,7 +174,7 @@ class Samples(Callback):
         """Keep the first examples of each task (Lightning's hook)."""
         task = batch.tasks[0]
         if trainer.is_global_zero and self._count and task not in self._taken:
-            self._taken[task] = first_rows(batch, self._count)
+            self._taken[task] = batch.first(self._count)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw and save (Lightning's hook)."""
@@ -191,19 +191,6 @@ class Samples(Callback):
     def rows(self, module: Any) -> list[Row]:
         """Captions and pictures of all kept examples as `module`, an `Illustrating` one, sees them now."""
         return [row for batch in self._taken.values() for row in module.illustrate(batch)]
-
-
-def first_rows(batch: Batch, count: int) -> Batch:
-    """The first `count` examples of `batch`."""
-    return Batch(
-        batch.tasks[:count],
-        batch.prompts[:count],
-        batch.targets[:count],
-        batch.focus[:count],
-        batch.keys[:count],
-        batch.valid[:count],
-        batch.facts[:count],
-    )
 
 
 def clock(seconds: float) -> str:

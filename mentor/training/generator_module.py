@@ -1,4 +1,4 @@
-"""Training of the generator, stages 1 and 2: pixels to codes, codes to logits, logits to the loss."""
+"""Training of the generator, stages 1 and 2: pixels to codes (if they are not yet), codes to logits, to the loss."""
 
 import random
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import ObjectiveConfig
 from mentor.training.meters import TaskMeans
 from mentor.training.optim import OptimizerConfig, configure_optimizers
-from mentor.types import Batch, Codes, Prompt, prompt_images, prompt_text
+from mentor.types import Batch, BatchCodes, Codes, ImageSegment, Prompt, prompt_images, prompt_text
 
 
 class Frozen:
@@ -126,7 +126,10 @@ class GeneratorModule(lightning.LightningModule):
 
     def example_losses(self, prompts: Sequence[Prompt], batch: Batch) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
-        ids, condition = self.encode_batch(prompts, batch.targets)
+        if batch.codes is None:
+            ids, condition = self.encode_batch(prompts, batch.targets)
+        else:
+            ids, condition = self.look_up(prompts, batch, batch.codes)
         logits = self.generator(condition, ids).float()
         smoothing = self.objective.label_smoothing if self.training else 0.0
         entropy = token_entropy(logits, ids, smoothing)
@@ -153,6 +156,24 @@ class GeneratorModule(lightning.LightningModule):
         return codes.ids[: len(targets)], condition
 
     @torch.no_grad()
+    def look_up(
+        self, prompts: Sequence[Prompt], batch: Batch, codes: BatchCodes
+    ) -> tuple[Int[Tensor, "b gy gx"], Condition]:
+        """What `encode_batch` gives, of a batch that has codes in place of pictures: no picture is encoded."""
+        ids = codes.target_ids.to(self.device)
+        rows = shown_references(batch.prompts, prompts)
+        if not rows:
+            return ids, Condition(prompts, None)
+        places = torch.tensor(rows, device=self.device)
+        references = codes.reference_ids.to(self.device)[places]
+        latents = self.image_tokenizer.quantize.lookup(references)
+        if codes.reference_features is None:
+            features = latents.new_empty(len(rows), 0, *references.shape[1:])
+        else:
+            features = codes.reference_features.to(self.device)[places].float()
+        return ids, Condition(prompts, Codes(references, latents, features))
+
+    @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c y x"]) -> Codes:
         """The codes of pictures, in full precision whatever the generator is trained in."""
         with torch.autocast(self.device.type, enabled=False):
@@ -160,15 +181,25 @@ class GeneratorModule(lightning.LightningModule):
 
     @torch.no_grad()
     def illustrate(self, batch: Batch) -> list[tuple[str, list[Float[Tensor, "c y x"]]]]:
-        """For each example its prompt, and: reference (or black), target, the target's round trip, output."""
-        condition = encode_condition(batch.prompts, self.encode, self.device)
+        """For each example its prompt, and: reference (or black), target, the target's round trip, output.
+
+        Of codes, reference and target are what the codes show.
+        """
+        if batch.codes is None:
+            condition = encode_condition(batch.prompts, self.encode, self.device)
+            targets, ceilings = batch.targets, self.image_tokenizer.decode_ids(self.encode(batch.targets).ids)
+            shown = [prompt_images(prompt) for prompt in batch.prompts]
+        else:
+            target_ids, condition = self.look_up(batch.prompts, batch, batch.codes)
+            targets = ceilings = self.image_tokenizer.decode_ids(target_ids)
+            references = iter(() if condition.codes is None else self.image_tokenizer.decode_ids(condition.codes.ids))
+            shown = [[next(references) for _ in prompt_images(prompt)] for prompt in batch.prompts]
         ids = sample(self.generator, condition, range(len(batch.prompts)), SamplingConfig())
         outputs = self.image_tokenizer.decode_ids(ids)
-        ceilings = self.image_tokenizer.decode_ids(self.encode(batch.targets).ids)
         rows = []
-        for prompt, target, ceiling, output in zip(batch.prompts, batch.targets, ceilings, outputs, strict=True):
-            reference = (prompt_images(prompt) or [-torch.ones_like(target)])[0]
-            rows.append((prompt_text(prompt), [reference, target, ceiling, output]))
+        for row, prompt in enumerate(batch.prompts):
+            reference = (shown[row] or [-torch.ones_like(targets[row])])[0]
+            rows.append((prompt_text(prompt), [reference, targets[row], ceilings[row], outputs[row]]))
         return rows
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -190,6 +221,18 @@ class GeneratorModule(lightning.LightningModule):
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
 
+def shown_references(whole: Sequence[Prompt], kept: Sequence[Prompt]) -> list[int]:
+    """Which of the pictures in whole prompts, counted over all of them, are still in what was kept of each."""
+    rows, number = [], 0
+    for before, after in zip(whole, kept, strict=True):
+        for segment in before:
+            if isinstance(segment, ImageSegment):
+                if any(segment is left for left in after):
+                    rows.append(number)
+                number += 1
+    return rows
+
+
 def token_entropy(
     logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b gy gx"], label_smoothing: float = 0.0
 ) -> Float[Tensor, "b t"]:
@@ -205,6 +248,8 @@ def token_entropy(
 
 def cell_weights(focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float) -> Float[Tensor, "b t"]:
     """Weight of each cell: 1 + focus_weight * (share of the cell that the object fills), with mean 1 in every example.
+
+    `focus` is that of pixels, or of the cells already.
 
     The mean is taken in each example and not over the batch, so that the loss does not depend on how examples are
     shared out to processes or to accumulated batches.

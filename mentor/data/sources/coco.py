@@ -13,7 +13,15 @@ from pydantic import Field, model_validator
 
 from mentor.config import Config
 from mentor.data.sources.items import Dropped, FileBlob, Item, ItemObject
-from mentor.data.sources.places import PICTURES, UNKNOWN_KIND, Tree, digest_file, digest_listing, find_folder, find_path
+from mentor.data.sources.places import (
+    PICTURES,
+    UNKNOWN_KIND,
+    digest_file,
+    digest_listing,
+    find_folder,
+    find_path,
+    open_tree,
+)
 from mentor.errors import UserError
 
 UNREADABLE = "unreadable entry"
@@ -119,7 +127,7 @@ def read_coco(config: CocoSource, folder: Path) -> Iterator[Item | Dropped]:
     """
     if config.instances is not None and find_spec("pycocotools") is None:
         raise UserError("masks of COCO need pycocotools: pip install pycocotools")
-    tree = Tree(find_folder(config.images, folder, "the folder of pictures"))
+    tree = open_tree(find_folder(config.images, folder, "the folder of pictures"))
     files = [
         _File(find_path(path, folder, "the annotation file")) for path in (config.instances, config.captions) if path
     ]
@@ -156,7 +164,7 @@ def read_coco(config: CocoSource, folder: Path) -> Iterator[Item | Dropped]:
             yield Dropped(origin, "no caption and no object")
             continue
         yield Item(
-            origin, FileBlob(tree.root / entry.path), texts, objects, attributes=_attributes(key, image, licences)
+            origin, FileBlob(f"{tree.root}/{entry.path}"), texts, objects, attributes=_attributes(key, image, licences)
         )
 
 
@@ -167,7 +175,7 @@ def describe_coco(config: CocoSource, folder: Path) -> dict[str, str]:
         for path in (config.instances, config.captions)
         if path is not None
     }
-    tree = Tree(find_folder(config.images, folder, "the folder of pictures"))
+    tree = open_tree(find_folder(config.images, folder, "the folder of pictures"))
     return {**described, config.images: digest_listing(tree, PICTURES)}
 
 

@@ -23,7 +23,7 @@ from mentor.data.sources.places import (
     ending,
     find_folder,
     find_path,
-    read_text,
+    open_tree,
     stem,
 )
 from mentor.data.sources.tables import (
@@ -117,7 +117,7 @@ def read_folder(config: FolderSource, folder: Path) -> Iterator[Item | Dropped]:
     Raises:
         UserError: no folder, no pictures, no captions, a table that cannot be understood or names no picture.
     """
-    tree = Tree(find_folder(config.path, folder, "the folder"))
+    tree = open_tree(find_folder(config.path, folder, "the folder"))
     entries = tree.files()
     plan = _plan(config, tree, entries, folder)
     match plan.mode:
@@ -135,7 +135,7 @@ def read_folder(config: FolderSource, folder: Path) -> Iterator[Item | Dropped]:
 
 def describe_folder(config: FolderSource, folder: Path) -> dict[str, str]:
     """The sha256 of the captions' tables, and one of the pictures' paths and sizes."""
-    tree = Tree(find_folder(config.path, folder, "the folder"))
+    tree = open_tree(find_folder(config.path, folder, "the folder"))
     plan = _plan(config, tree, tree.files(), folder)
     texts = {".txt"} if plan.mode == "sidecar" else ()
     described = {config.path: digest_listing(tree, PICTURES, texts)}
@@ -202,7 +202,7 @@ def _recognised(tree: Tree, files: list[Entry], pictures: list[str]) -> _Plan:
 
 
 def _item(tree: Tree, path: str, captions: tuple[str, ...] = (), **attributes: str | int) -> Item:
-    return Item(path, FileBlob(tree.root / path), captions, attributes=attributes)
+    return Item(path, FileBlob(f"{tree.root}/{path}"), captions, attributes=attributes)
 
 
 def _with_texts(tree: Tree, entries: list[Entry]) -> Iterator[Item | Dropped]:
@@ -222,7 +222,7 @@ def text_of(tree: Tree, entry: Entry, picture: str) -> str | Dropped:
     if entry.problem:
         return Dropped(picture, entry.problem, entry.path)
     try:
-        return read_text(tree.root / entry.path)
+        return tree.text(entry.path)
     except OSError as error:
         return Dropped(picture, "unreadable file", f"{entry.path}: {error.strerror}")
     except BadSample as bad:

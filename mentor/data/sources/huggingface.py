@@ -72,6 +72,10 @@ class HuggingFaceBlob:
     column: str
     row: int
 
+    def length(self) -> int | None:
+        """Not known without reading the row."""
+        return None
+
     def read(self) -> bytes:
         """The bytes as they are stored.
 

