@@ -23,6 +23,7 @@ LIMIT = 150
 # The real command, which also notes what each process reads.
 DRIVER = """
 import os
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as mentor.train does before it imports torch
 from mentor.data.loading import TrainingBatches
 from mentor.errors import run_main
 from mentor.train import main
