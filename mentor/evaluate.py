@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from mentor.config import compose_command, flatten, validate
-from mentor.data.shards import ShardSet
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError, check_output, run_main
 from mentor.evaluation.benchmarks import Contestant, Results, evaluate, load_contestant, parameters_by_part
 from mentor.evaluation.config import EvaluationConfig

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from mentor.config import validate
+from mentor.data.records import Dropped
 from mentor.data.sources import SourceConfig, read_items
-from mentor.data.sources.items import Dropped, Item
+from mentor.data.sources.items import Item
 
 
 def picture_bytes(

@@ -127,7 +127,7 @@ def save_reference(shards: Path, path: Path) -> str:
     # Imported here, so that a finished demo says so without waiting for torch.
     from PIL import Image
 
-    from mentor.data.shards import ShardSet
+    from mentor.data.storage.shards import ShardSet
 
     heldout = ShardSet(shards, "heldout")
     for shard, count in enumerate(heldout.counts):

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mentor.data.building import Build, Part, build_dataset, merge
-from mentor.data.engines import open_engine
-from mentor.data.overrides import COMMAND_KEYS
-from mentor.data.progress import ProgressReport
-from mentor.data.recipes import TarRecipe, list_recipes, load_recipe, read_recipe
+from mentor.data.making.building import Build, Part, build_dataset, merge
+from mentor.data.making.engines import open_engine
+from mentor.data.making.overrides import COMMAND_KEYS
+from mentor.data.making.progress import ProgressReport
+from mentor.data.making.recipes import TarRecipe, list_recipes, load_recipe, read_recipe
 from mentor.errors import Arguments, UserError, run_main
 
 RECIPES = Path(__file__).resolve().parent.parent / "data_recipes"
@@ -88,7 +88,7 @@ def _merge(arguments: Sequence[str]) -> None:
 
 
 def _verify(arguments: Sequence[str]) -> None:
-    from mentor.data.verifying import fault_lines, verdict, verify
+    from mentor.data.storage.verifying import fault_lines, verdict, verify
 
     parser = Arguments(prog="make_shards.py verify", description="Names every damaged file and sample; code 1 if any.")
     parser.add_argument("data", metavar="DIR", help="folder or URL with manifest.json")
@@ -117,7 +117,7 @@ def _index(arguments: Sequence[str]) -> None:
 
 
 def _index_tars(recipe: TarRecipe, output: Path | None, workers: int, engine: str) -> None:
-    from mentor.data.indexing import index_dataset
+    from mentor.data.making.indexing import index_dataset
 
     fields, heldout, limits = recipe.fields, recipe.heldout, recipe.limits
     notes: list[str] = []
@@ -143,7 +143,7 @@ def _report_bytes(progress: ProgressReport, stage: str, done: int, total: int) -
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from mentor.data.inspection import write_inspection
+    from mentor.data.inspecting.inspection import write_inspection
 
     parser = Arguments(prog="make_shards.py inspect", description="A page of statistics, records and examples.")
     parser.add_argument("data", type=Path, metavar="DIR", help="folder with manifest.json")

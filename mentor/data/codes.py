@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from mentor.data.decoding import BadSample
-from mentor.data.files import CacheSettings, DataFiles
-from mentor.data.index import ABSENT, Index, Place, checksum
+from mentor.data.order import Sample, Samples, Usable
 from mentor.data.packs import CodeLayout, Pack, decode_captions, decode_pack
 from mentor.data.records import UnusableSample
-from mentor.data.stream import Sample, Samples, Usable
+from mentor.data.storage.decoding import BadSample
+from mentor.data.storage.files import CacheSettings, DataFiles
+from mentor.data.storage.index import ABSENT, Index, Place, checksum
 from mentor.errors import UserError
 from mentor.types import Batch, BatchCodes, Prompt
 

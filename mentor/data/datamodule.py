@@ -10,7 +10,6 @@ import torch
 from mentor.data.codes import KIND, CodeSet, check_alike, codes_command
 from mentor.data.collate import to_device
 from mentor.data.examples import ExampleMaker, no_usable_record, usable_samples
-from mentor.data.files import CacheSettings, DataFiles
 from mentor.data.loading import (
     CodeBatches,
     CodeValidationLoader,
@@ -18,10 +17,11 @@ from mentor.data.loading import (
     TrainingLoader,
     ValidationLoader,
 )
+from mentor.data.order import GROUP, TrainingOrder, Usable, validation_batches
 from mentor.data.packs import CodeLayout
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
-from mentor.data.stream import GROUP, TrainingStream, Usable, validation_batches
+from mentor.data.storage.files import CacheSettings, DataFiles
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 from mentor.types import Batch
 
@@ -63,7 +63,7 @@ class DataModule(lightning.LightningDataModule):
         self.codes = self._check_kinds()
         self._usable = self._usable_samples(self.train_shards)
         self._usable_heldout = self._usable_samples(self.heldout_shards)
-        self._stream = TrainingStream(
+        self._stream = TrainingOrder(
             self._usable,
             config.mixture,
             config.batch_size,

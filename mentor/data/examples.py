@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
+from mentor.data.order import Sample, Usable
 from mentor.data.records import Contents, Record, UnusableSample
 from mentor.data.seeds import sample_rng
-from mentor.data.stream import Sample, Usable
 from mentor.data.tasks import REQUIREMENTS, REQUIRES, TASKS, TaskContext, UnfitRecord
 from mentor.errors import UserError
 from mentor.types import Example

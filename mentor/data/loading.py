@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from mentor.data.codes import CodeSet, gather, samples_of
 from mentor.data.collate import PackedBatch, collate, pack, unpack
 from mentor.data.examples import ExampleMaker
+from mentor.data.order import Sample, TrainingOrder
 from mentor.data.records import UnusableSample
 from mentor.data.settings import DataConfig
-from mentor.data.stream import Sample, TrainingStream
 from mentor.errors import UserError
 from mentor.types import Batch, Example, Skipped
 
@@ -64,7 +64,7 @@ class TrainingBatches(Dataset[PackedBatch | Failure]):
     the data and the step alone.
     """
 
-    def __init__(self, stream: TrainingStream, makers: Sequence[ExampleMaker], rank: int, world: int) -> None:
+    def __init__(self, stream: TrainingOrder, makers: Sequence[ExampleMaker], rank: int, world: int) -> None:
         self._stream, self._makers, self._rank, self._world = stream, makers, rank, world
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class TrainingBatches(Dataset[PackedBatch | Failure]):
 class CodeBatches(Dataset[PackedBatch | Failure]):
     """What `TrainingBatches` is for pictures, for image codes."""
 
-    def __init__(self, stream: TrainingStream, sets: Sequence[CodeSet], rank: int, world: int) -> None:
+    def __init__(self, stream: TrainingOrder, sets: Sequence[CodeSet], rank: int, world: int) -> None:
         self._stream, self._sets, self._rank, self._world = stream, sets, rank, world
 
     def __len__(self) -> int:

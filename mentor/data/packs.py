@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample, Limits, decode_array, decode_json
+from mentor.data.storage.decoding import BadSample, Limits, decode_array, decode_json
 from mentor.types import ImageSegment, Prompt, TextSegment
 
 # Stands for the pixels of a picture of which only codes are known.

@@ -110,3 +110,18 @@ class UnusableSample(UserError):
     def __init__(self, message: str, shard: str, key: str, reason: str) -> None:
         super().__init__(message)
         self.shard, self.key, self.reason = shard, key, reason
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Something that did not become a sample, and why.
+
+    Attributes:
+        origin: as an item's.
+        reason: a few fixed words that are counted ("no caption"), without anything of the single case in them.
+        detail: what the single case adds, for the log.
+    """
+
+    origin: str
+    reason: str
+    detail: str = ""

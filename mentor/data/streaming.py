@@ -1,6 +1,6 @@
 """Tars of strangers, read in sequence: nothing is indexed or cached, and so the order is promised only in part.
 
-The other way of reading, by an index (`mentor.data.stream`), promises everything; this one is for tars that are read
+The other way of reading, by an index (`mentor.data.order`), promises everything; this one is for tars that are read
 once or lie far away. What holds here:
 
 - The order is a function of the list of tars, the seed, the epoch and the numbers of ranks and workers, and of
@@ -31,13 +31,12 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample, Limits, decode_image, decode_json, decode_text
-from mentor.data.grouping import Encoded, Groups
-from mentor.data.records import Record
-from mentor.data.remote import PATIENT, Patience, Unreadable, check_url, list_files, open_stream, shown
+from mentor.data.records import Dropped, Record
 from mentor.data.seeds import permutation, seed_from
-from mentor.data.sources.items import Dropped
-from mentor.data.tars import TarDamage, members
+from mentor.data.storage.decoding import BadSample, Limits, decode_image, decode_json, decode_text
+from mentor.data.storage.grouping import Encoded, Groups
+from mentor.data.storage.remote import PATIENT, Patience, Unreadable, check_url, list_files, open_stream, shown
+from mentor.data.storage.tars import TarDamage, members
 from mentor.errors import UserError
 
 # A rate of bad samples says nothing before so many have been seen.

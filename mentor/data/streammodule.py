@@ -15,11 +15,10 @@ from mentor.data.collate import PackedBatch, collate, pack, to_device
 from mentor.data.datamodule import VALIDATION_SEED, DataModule
 from mentor.data.loading import Failure, TrainingLoader, prepare_worker
 from mentor.data.mixture import Mixture
-from mentor.data.records import Record
+from mentor.data.order import check_share
+from mentor.data.records import Dropped, Record
 from mentor.data.seeds import sample_rng
 from mentor.data.settings import DataConfig
-from mentor.data.sources.items import Dropped
-from mentor.data.stream import check_share
 from mentor.data.streaming import TarStream
 from mentor.data.tasks import TASKS, TaskContext, UnfitRecord
 from mentor.errors import UserError

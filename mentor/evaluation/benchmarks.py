@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mentor.conditioning import encode_condition
 from mentor.data.examples import ExampleMaker, usable_positions
-from mentor.data.shards import ShardSet
-from mentor.data.stream import Sample, permutation, seed_from
+from mentor.data.order import Sample, permutation, seed_from
+from mentor.data.storage.shards import ShardSet
 from mentor.data.tensors import to_pixels, to_tensor
 from mentor.data.transforms import fit_pixels
 from mentor.errors import UserError

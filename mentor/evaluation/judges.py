@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mentor.data.stream import seed_from
+from mentor.data.order import seed_from
 from mentor.data.tensors import to_pixels
 from mentor.evaluation.metrics import intersection_over_union, psnr
 from mentor.evaluation.oracles import SceneOracle, mask_on_black

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from mentor.data.scenes import (
+from mentor.data.making.scenes import (
     OPPOSITE_PLACES,
     PLACES,
     SIZES,

@@ -15,17 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from mentor.data.datamodule import VALIDATION_SEED
 from mentor.data.examples import ExampleMaker, no_usable_record, usable_samples
-from mentor.data.index import Counted
 from mentor.data.loading import LEAST_SEEN, Failure, prepare_worker
-from mentor.data.manifest import shard_path
+from mentor.data.order import Sample as Visit
+from mentor.data.order import Usable
 from mentor.data.packs import NO_PIXELS, CodeLayout, Pack, encode_pack
-from mentor.data.records import UnusableSample
-from mentor.data.shards import ShardSet
-from mentor.data.sources.items import Dropped
-from mentor.data.stream import Sample as Visit
-from mentor.data.stream import Usable
+from mentor.data.records import Dropped, UnusableSample
+from mentor.data.storage.index import Counted
+from mentor.data.storage.manifest import shard_path
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.writing import Sample
 from mentor.data.tasks import TASKS
-from mentor.data.writing import Sample
 from mentor.errors import UserError
 from mentor.tokenizers import ImageTokenizer
 from mentor.types import Example, ImageSegment, Prompt

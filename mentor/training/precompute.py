@@ -19,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mentor.conditioning import NativeConfig
 from mentor.config import Config, validate
 from mentor.data.codes import KIND, CodeSet
-from mentor.data.files import DataFiles
-from mentor.data.manifest import SPLITS, begin, find, finish, identity, lock, remove_partials
 from mentor.data.packs import CodeLayout
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
+from mentor.data.storage.files import DataFiles
+from mentor.data.storage.manifest import SPLITS, begin, find, finish, identity, lock, remove_partials
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.writing import Shard, load_shard, write_shard
 from mentor.data.tasks import TASKS
-from mentor.data.writing import Shard, load_shard, write_shard
 from mentor.errors import Arguments, UserError, check_output
 from mentor.models.checkpoint import code_spec, load_generator, load_image_tokenizer, read_config, weights_fingerprint
 from mentor.tokenizers import ImageTokenizer

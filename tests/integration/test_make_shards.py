@@ -20,9 +20,9 @@ from layouts import picture_bytes, write_lines, write_picture, write_tar
 from PIL import Image
 
 from mentor.config import read_yaml, validate
-from mentor.data.building import build_dataset
 from mentor.data.datamodule import DataModule
-from mentor.data.recipes import load_recipe
+from mentor.data.making.building import build_dataset
+from mentor.data.making.recipes import load_recipe
 from mentor.data.settings import DataConfig
 from mentor.errors import UserError
 

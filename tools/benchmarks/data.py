@@ -24,13 +24,13 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.rows import Row, compare, single, timed
-from mentor.data.building import build_dataset
 from mentor.data.datamodule import DataModule
-from mentor.data.decoding import Limits
-from mentor.data.recipes import load_recipe
+from mentor.data.making.building import build_dataset
+from mentor.data.making.recipes import load_recipe
+from mentor.data.order import TrainingOrder, Usable
 from mentor.data.settings import DataConfig
-from mentor.data.stream import TrainingStream, Usable
-from mentor.data.tarsets import TarFields, index_tar
+from mentor.data.storage.decoding import Limits
+from mentor.data.storage.tarsets import TarFields, index_tar
 from mentor.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -191,7 +191,7 @@ def planning() -> Row:
     sizes = np.full(10_000, 1000)
     started = time.perf_counter()
     usable = Usable(sizes, lambda shard: np.arange(1000))
-    stream = TrainingStream({"text_to_image": [usable]}, {"text_to_image": 1.0}, 256, 8, seed=0)
+    stream = TrainingOrder({"text_to_image": [usable]}, {"text_to_image": 1.0}, 256, 8, seed=0)
     stream.batch(0)
     stream.batch(10 * 10_000_000 // 256)
     seconds = time.perf_counter() - started

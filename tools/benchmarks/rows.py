@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mentor.data.writing import write_whole
+from mentor.data.storage.writing import write_whole
 from mentor.errors import UserError
 
 

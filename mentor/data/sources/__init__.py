@@ -6,10 +6,11 @@ from typing import Annotated, assert_never
 
 from pydantic import Field
 
+from mentor.data.records import Dropped
 from mentor.data.sources.coco import CocoSource, describe_coco, read_coco
 from mentor.data.sources.folder import FolderSource, describe_folder, read_folder
 from mentor.data.sources.huggingface import HuggingFaceSource, describe_huggingface, read_huggingface
-from mentor.data.sources.items import Dropped, Item
+from mentor.data.sources.items import Item
 from mentor.data.sources.mentor_rows import MentorRowsSource, describe_mentor_rows, read_mentor_rows
 from mentor.data.sources.subjects import SubjectsSource, describe_subjects, read_subjects
 from mentor.data.sources.tar_files import TarsSource, describe_tars, read_tars

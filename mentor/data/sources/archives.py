@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import Field
 
 from mentor.config import Config
-from mentor.data.scenes import crop_to_content
+from mentor.data.making.scenes import crop_to_content
+from mentor.data.making.synthetic import SHAPE_COLOURS, SHAPES, TEXTURES, all_shapes, draw_shape, shape_name
 from mentor.data.sources.cutouts import CutoutFolder
 from mentor.data.sources.places import digest_file, find_path
-from mentor.data.synthetic import SHAPE_COLOURS, SHAPES, TEXTURES, all_shapes, draw_shape, shape_name
 from mentor.errors import UserError
 
 Number = Literal["singular", "plural", "mass"]

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mentor.config import Config
-from mentor.data.sources.items import Dropped, FileBlob, Item, ItemObject
+from mentor.data.records import Dropped
+from mentor.data.sources.items import FileBlob, Item, ItemObject
 from mentor.data.sources.places import (
     PICTURES,
     UNKNOWN_KIND,

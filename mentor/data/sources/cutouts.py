@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mentor.data.decoding import BadSample, peek_image
 from mentor.data.sources.places import MISSING, Tree, digest_file, stem
 from mentor.data.sources.tables import parse_lines
+from mentor.data.storage.decoding import BadSample, peek_image
 from mentor.errors import UserError
 
 _INDEX = "index.jsonl"

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import field_validator
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample
-from mentor.data.sources.items import Dropped, FileBlob, Item
+from mentor.data.records import Dropped
+from mentor.data.sources.items import FileBlob, Item
 from mentor.data.sources.places import (
     MISSING,
     OTHER_PICTURES,
@@ -37,6 +37,7 @@ from mentor.data.sources.tables import (
     is_text,
     read_table,
 )
+from mentor.data.storage.decoding import BadSample
 from mentor.errors import UserError
 
 MODES = ("auto", "sidecar", "metadata", "class", "none")

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mentor.config import Config
+from mentor.data.records import Dropped
 from mentor.data.sources.folder import check_template, fill
-from mentor.data.sources.items import Dropped, Item
+from mentor.data.sources.items import Item
 from mentor.data.sources.places import Tree, digest_file, digest_listing, find_path
 from mentor.data.sources.tables import CAPTION_COLUMNS, captions_of
 from mentor.errors import UserError

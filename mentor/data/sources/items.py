@@ -121,18 +121,3 @@ class Item:
     subject: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Something that did not become a sample, and why.
-
-    Attributes:
-        origin: as an item's.
-        reason: a few fixed words that are counted ("no caption"), without anything of the single case in them.
-        detail: what the single case adds, for the log.
-    """
-
-    origin: str
-    reason: str
-    detail: str = ""

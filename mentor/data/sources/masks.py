@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mentor.data.decoding import BadSample, decode_mask, decode_with_alpha, peek_image
 from mentor.data.sources.items import Blob
+from mentor.data.storage.decoding import BadSample, decode_mask, decode_with_alpha, peek_image
 
 
 @dataclass(frozen=True)

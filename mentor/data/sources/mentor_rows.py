@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mentor.config import Config
-from mentor.data.sources.items import Dropped, FileBlob, Item, ItemObject, ItemView
+from mentor.data.records import Dropped
+from mentor.data.sources.items import FileBlob, Item, ItemObject, ItemView
 from mentor.data.sources.masks import FileMask
 from mentor.data.sources.places import MISSING, PICTURES, UNKNOWN_KIND, Entry, Tree, digest_file, find_folder, find_path
 from mentor.data.sources.tables import NOT_UTF8, UNREADABLE, is_text, parse_line

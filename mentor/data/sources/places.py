@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mentor.data.decoding import LIMITS, decode_text
 from mentor.data.sources.items import read_file
+from mentor.data.storage.decoding import LIMITS, decode_text
 from mentor.errors import UserError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})

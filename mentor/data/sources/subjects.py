@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from mentor.config import Config
-from mentor.data.decoding import BadSample
+from mentor.data.records import Dropped
 from mentor.data.sources.folder import check_template, fill, picture_entries, text_of
-from mentor.data.sources.items import Dropped, FileBlob, Item, ItemObject, ItemView, MaskPlace
+from mentor.data.sources.items import FileBlob, Item, ItemObject, ItemView, MaskPlace
 from mentor.data.sources.masks import AlphaMask, FileMask, is_transparent
 from mentor.data.sources.places import (
     PICTURES,
@@ -23,6 +23,7 @@ from mentor.data.sources.places import (
     open_tree,
     stem,
 )
+from mentor.data.storage.decoding import BadSample
 from mentor.errors import UserError
 
 CLASSES_FILE = "prompts_and_classes.txt"

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mentor.config import Config
-from mentor.data.decoding import LIMITS, BadSample, decode_json, decode_text
-from mentor.data.sources.items import Dropped, Item
+from mentor.data.records import Dropped
+from mentor.data.sources.items import Item
 from mentor.data.sources.tables import NOT_UTF8, captions_of
-from mentor.data.tars import Member, TarDamage, members
+from mentor.data.storage.decoding import LIMITS, BadSample, decode_json, decode_text
+from mentor.data.storage.tars import Member, TarDamage, members
 from mentor.errors import UserError
 
 _JSON = "json."

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from layouts import write_picture
 
-from mentor.data import building, writing
-from mentor.data.building import Part, build_dataset, merge
-from mentor.data.decoding import Limits
-from mentor.data.encoding import Layout
-from mentor.data.making import Job, RecordWork
-from mentor.data.manifest import lock
-from mentor.data.recipes import LoadedRecipe, load_recipe
-from mentor.data.shards import ShardSet
+from mentor.data.making import building
+from mentor.data.making.building import Part, build_dataset, merge
+from mentor.data.making.recipes import LoadedRecipe, load_recipe
+from mentor.data.making.steps import Caption
+from mentor.data.making.work import Job, RecordWork
 from mentor.data.sources.items import FileBlob, Item
-from mentor.data.steps import Caption
+from mentor.data.storage import writing
+from mentor.data.storage.decoding import Limits
+from mentor.data.storage.encoding import Layout
+from mentor.data.storage.manifest import lock
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[3] / "data_recipes"
@@ -346,7 +347,7 @@ def test_parts_merged_are_the_plain_run_byte_for_byte(tmp_path: Path) -> None:
 
 def test_parts_at_once_share_the_search_for_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = album(tmp_path / "album")
-    monkeypatch.setattr("mentor.data.deduplicating._AT_ONCE", 4)
+    monkeypatch.setattr("mentor.data.making.deduplicating._AT_ONCE", 4)
     build_dataset(records(folder), tmp_path / "plain")
     scanned: list[int] = []
     run = building.drop_duplicates

@@ -18,8 +18,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mentor.data.cache import ShardCache
-from mentor.data.remote import Missing, Patience, Unreadable
+from mentor.data.storage.cache import ShardCache
+from mentor.data.storage.remote import Missing, Patience, Unreadable
 from mentor.errors import UserError
 
 HASTY = Patience(attempts=2, pause=0.01, timeout=5)
@@ -27,7 +27,7 @@ SIZE = 200_000
 READER = """
 import hashlib, os, sys
 from pathlib import Path
-from mentor.data.cache import ShardCache
+from mentor.data.storage.cache import ShardCache
 folder, base = Path(sys.argv[1]), sys.argv[3]
 limit, shift, rounds = (int(sys.argv[place]) for place in (2, 4, 5))
 wanted = [line.split() for line in sys.stdin]

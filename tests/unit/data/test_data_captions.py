@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mentor.data.captions import clean_caption, names_a_file
+from mentor.data.making.captions import clean_caption, names_a_file
 
 
 @pytest.mark.parametrize(

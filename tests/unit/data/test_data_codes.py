@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from mentor.data.building import write_dataset
 from mentor.data.codes import CodeSet, gather, samples_of
 from mentor.data.collate import pack, to_device, unpack
 from mentor.data.datamodule import DataModule
-from mentor.data.decoding import BadSample
-from mentor.data.index import Counted
-from mentor.data.manifest import begin, finish, identity, lock, shard_path
+from mentor.data.making.building import write_dataset
+from mentor.data.order import Sample
 from mentor.data.packs import NO_PIXELS, CodeLayout, Pack, decode_pack, encode_pack
 from mentor.data.records import Record, UnusableSample
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
-from mentor.data.stream import Sample
-from mentor.data.writing import Sample as Stored
-from mentor.data.writing import write_shard
+from mentor.data.storage.decoding import BadSample
+from mentor.data.storage.index import Counted
+from mentor.data.storage.manifest import begin, finish, identity, lock, shard_path
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.writing import Sample as Stored
+from mentor.data.storage.writing import write_shard
 from mentor.errors import UserError
 from mentor.types import Batch, ImageSegment, TextSegment, prompt_images, prompt_text
 

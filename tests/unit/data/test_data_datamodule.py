@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mentor.config import validate
-from mentor.data.building import write_dataset
 from mentor.data.collate import collate, pack, to_device, unpack
 from mentor.data.datamodule import DataModule
+from mentor.data.making.building import write_dataset
 from mentor.data.records import Record, RecordObject, View
 from mentor.data.settings import DataConfig
 from mentor.data.tensors import to_tensor

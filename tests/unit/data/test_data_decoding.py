@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from mentor.data.decoding import (
+from mentor.data.storage.decoding import (
     BadSample,
     Limits,
     check_structure,

@@ -8,7 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 
-from mentor.data.decoding import BadSample, Limits, decode_array, decode_json, decode_text
+from mentor.data.storage.decoding import BadSample, Limits, decode_array, decode_json, decode_text
 
 
 def test_text_is_unicode_without_marks_and_controls() -> None:

@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mentor.data import duplicates
-from mentor.data.decoding import Limits
-from mentor.data.duplicates import (
+from mentor.data.making.duplicates import (
     Duplicates,
     Fingerprints,
     alike_before,
@@ -24,7 +22,9 @@ from mentor.data.duplicates import (
     save_fingerprints,
     scan,
 )
+from mentor.data.making import duplicates
 from mentor.data.sources.items import Item
+from mentor.data.storage.decoding import Limits
 from mentor.errors import UserError
 
 BOTH = Duplicates(exact=True, perceptual=4)

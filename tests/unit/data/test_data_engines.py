@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mentor.data.engines import Tick, open_engine
+from mentor.data.making.engines import Tick, open_engine
 from mentor.errors import UserError
 
 
@@ -156,7 +156,7 @@ def ray_work(folder: Path) -> Any:
 
 
 def test_a_stop_is_noticed_by_the_work() -> None:
-    from mentor.data import engines
+    from mentor.data.making import engines
 
     class Flag:
         value = 1

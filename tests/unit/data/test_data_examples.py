@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mentor.data.examples import ExampleMaker, usable_positions, usable_samples
+from mentor.data.order import Sample
 from mentor.data.records import Contents, Record, RecordObject, UnusableSample
-from mentor.data.stream import Sample
 from mentor.data.tasks import REQUIRES, TASKS
 from mentor.errors import UserError
 from mentor.types import prompt_images

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from mentor.data.index import (
+from mentor.data.storage.index import (
     ABSENT,
     Counted,
     Index,

@@ -13,15 +13,15 @@ import pytest
 from layouts import picture_bytes, write_tar
 
 from mentor.data.datamodule import DataModule
-from mentor.data.decoding import Limits
-from mentor.data.engines import Engine, open_engine
-from mentor.data.files import CacheSettings
-from mentor.data.indexing import Indexed, index_dataset
-from mentor.data.manifest import lock, read_manifest
-from mentor.data.recipes import HeldOutConfig
+from mentor.data.making.engines import Engine, open_engine
+from mentor.data.making.indexing import Indexed, index_dataset
+from mentor.data.making.recipes import HeldOutConfig
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
-from mentor.data.tarsets import TarFields
+from mentor.data.storage.decoding import Limits
+from mentor.data.storage.files import CacheSettings
+from mentor.data.storage.manifest import lock, read_manifest
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.tarsets import TarFields
 from mentor.errors import UserError
 
 HELDOUT = HeldOutConfig(share=0.25)
@@ -228,7 +228,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
         run(tmp_path / "broken", report=stop)
     assert (tmp_path / "broken/unfinished.json").exists() and not (tmp_path / "broken/manifest.json").exists()
     read: list[str] = []
-    from mentor.data import indexing
+    from mentor.data.making import indexing
 
     opened = indexing.open_stream
     monkeypatch.setattr(indexing, "open_stream", lambda name: (read.append(name), opened(name))[1])

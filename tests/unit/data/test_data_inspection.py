@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mentor.data.encoding import Layout
-from mentor.data.histograms import BARS, bins, chart
-from mentor.data.inspection import write_inspection
-from mentor.data.manifest import MANIFEST, begin, finish, identity, shard_path
+from mentor.data.inspecting.histograms import BARS, bins, chart
+from mentor.data.inspecting.inspection import write_inspection
+from mentor.data.inspecting.sheets import MOST_LETTERS, OUTLINES, outlined, record_card, shortened
+from mentor.data.inspecting.survey import pick, take_survey
 from mentor.data.records import Record, RecordObject, UnusableSample, View
-from mentor.data.shards import ShardSet
-from mentor.data.sheets import MOST_LETTERS, OUTLINES, outlined, record_card, shortened
-from mentor.data.survey import pick, take_survey
-from mentor.data.writing import sample_of, write_shard
+from mentor.data.storage.encoding import Layout
+from mentor.data.storage.manifest import MANIFEST, begin, finish, identity, shard_path
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.writing import sample_of, write_shard
 from mentor.errors import UserError
 
 TASKS = ("reconstruct", "segment", "text_to_image", "recover", "subject")
@@ -234,8 +234,8 @@ def test_the_survey_counts_what_is_there():
 
 
 def test_a_large_data_set_is_sampled_and_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("mentor.data.survey.MOST_WORDS", 5)
-    monkeypatch.setattr("mentor.data.survey.MOST_PICTURES", 4)
+    monkeypatch.setattr("mentor.data.inspecting.survey.MOST_WORDS", 5)
+    monkeypatch.setattr("mentor.data.inspecting.survey.MOST_PICTURES", 4)
     root = dataset(tmp_path / "data", [record(number) for number in range(9)])
     text = page_of(root, tmp_path / "out").text
     assert "Words from 5 drawn by lot of 9 records, pictures and masks from 4 drawn by lot of 9" in text

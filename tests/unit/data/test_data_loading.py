@@ -1,6 +1,7 @@
 """What loaders do when something is wrong, and several data sets at once: counted, named, never passed over."""
 
 import json
+import multiprocessing
 import os
 import signal
 import tarfile
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mentor.data.building import write_dataset
 from mentor.data.datamodule import DataModule
+from mentor.data.making.building import write_dataset
 from mentor.data.records import Record, RecordObject
 from mentor.data.settings import DataConfig
 from mentor.errors import UserError
@@ -144,10 +145,11 @@ def test_an_object_cut_away_by_the_crop_is_counted_too(tmp_path: Path) -> None:
 def test_a_killed_loader_process_ends_the_run_with_the_shards_and_a_hint(root: Path) -> None:
     batches = iter(module(root, workers=1).train_dataloader())
     next(batches)
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"loader process died.*train/00000\d\.tar.*data\.workers") as caught:
         list(islice(batches, 20))
     assert "\n" not in str(caught.value)

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mentor.data.building import build_dataset
-from mentor.data.composing import FREE_SIDE, Composer
-from mentor.data.manifest import SPLITS
-from mentor.data.recipes import HeldOutConfig, LoadedRecipe, list_recipes, load_recipe
+from mentor.data.making.building import build_dataset
+from mentor.data.making.composing import FREE_SIDE, Composer
+from mentor.data.making.recipes import HeldOutConfig, LoadedRecipe, list_recipes, load_recipe
+from mentor.data.making.scenes import COLOURS, Background, box_corner, box_side, fit, render_background
+from mentor.data.making.splits import is_held_out, split_photos
+from mentor.data.making.synthetic import draw_shape
 from mentor.data.records import Record
-from mentor.data.scenes import COLOURS, Background, box_corner, box_side, fit, render_background
-from mentor.data.shards import ShardSet
 from mentor.data.sources.archives import Photo
-from mentor.data.splits import is_held_out, split_photos
-from mentor.data.synthetic import draw_shape
+from mentor.data.storage.manifest import SPLITS
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[3] / "data_recipes"

@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mentor.data.remote import (
+from mentor.data.storage.remote import (
     SCHEMES,
     Missing,
     Patience,

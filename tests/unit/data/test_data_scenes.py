@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mentor.data.scenes import (
+from mentor.data.making.scenes import (
     COLOURS,
     OPPOSITE_PLACES,
     PLACES,
@@ -20,7 +20,7 @@ from mentor.data.scenes import (
     render_background,
     square,
 )
-from mentor.data.synthetic import SHAPES, all_shapes, draw_shape, shape_name
+from mentor.data.making.synthetic import SHAPES, all_shapes, draw_shape, shape_name
 from mentor.errors import UserError
 
 CANVAS = 64

@@ -16,11 +16,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mentor.data.building import write_dataset
-from mentor.data.decoding import BadSample
-from mentor.data.encoding import Layout, decode_record, encode_members, encode_record
+from mentor.data.making.building import write_dataset
 from mentor.data.records import SCHEMA_VERSION, Record, RecordObject, UnusableSample, View
-from mentor.data.shards import ShardSet
+from mentor.data.storage.decoding import BadSample
+from mentor.data.storage.encoding import Layout, decode_record, encode_members, encode_record
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 
 RECIPE = {"name": "test", "size": 16}

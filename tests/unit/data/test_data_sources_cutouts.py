@@ -8,8 +8,8 @@ import pytest
 import yaml
 from layouts import write_cutout, write_lines, write_picture
 
-from mentor.data.composing import Composer
-from mentor.data.recipes import load_recipe
+from mentor.data.making.composing import Composer
+from mentor.data.making.recipes import load_recipe
 from mentor.data.sources.archives import Cutout, CutoutSource, digest_inputs, read_cutouts
 from mentor.errors import UserError
 

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from mentor.config import Config, validate
-from mentor.data.decoding import Limits, decode_image
-from mentor.data.drafts import Prepared
-from mentor.data.duplicates import Duplicates
-from mentor.data.encoding import Layout
-from mentor.data.sources.items import Dropped, FileBlob, Item, ItemObject, ItemView
-from mentor.data.steps import StepConfig, duplicates_step, prepare
+from mentor.data.making.drafts import Prepared
+from mentor.data.making.duplicates import Duplicates
+from mentor.data.making.steps import StepConfig, duplicates_step, prepare
+from mentor.data.records import Dropped
+from mentor.data.sources.items import FileBlob, Item, ItemObject, ItemView
+from mentor.data.storage.decoding import Limits, decode_image
+from mentor.data.storage.encoding import Layout
 from mentor.data.transforms import fit_mask, fit_pixels
 from mentor.errors import UserError
 

@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 
 from mentor.config import validate
-from mentor.data.records import Record
-from mentor.data.remote import Patience
-from mentor.data.sources.items import Dropped
+from mentor.data.records import Dropped, Record
+from mentor.data.storage.remote import Patience
 from mentor.data.streaming import StreamConfig, TarStream
 from mentor.errors import UserError
 

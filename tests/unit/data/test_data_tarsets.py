@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mentor.data.decoding import BadSample, Limits
-from mentor.data.index import Place, checksum
-from mentor.data.tars import TarDamage
-from mentor.data.tarsets import (
+from mentor.data.storage.decoding import BadSample, Limits
+from mentor.data.storage.index import Place, checksum
+from mentor.data.storage.tars import TarDamage
+from mentor.data.storage.tarsets import (
     TarFields,
     TarIndex,
     count_repeated_keys,

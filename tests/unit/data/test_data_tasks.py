@@ -27,6 +27,11 @@ def box_mask(left: int, top: int, right: int, bottom: int, height: int = SIZE, w
     return mask
 
 
+def mask_of(thing: RecordObject) -> np.ndarray:
+    assert thing.mask is not None
+    return thing.mask
+
+
 def scene(objects: int = 1, views: int = 2) -> Record:
     acorn = RecordObject(
         "acorn", box_mask(8, 8, 40, 40), "acorn at the left", {"place": "at the left", "size": "small"}
@@ -117,8 +122,8 @@ def test_segment_singles_out_one_of_several_by_its_phrase_and_cuts_that_one():
         text = prompt_text(example.prompt)
         chosen = scene(2).objects[0 if "acorn" in text else 1]
         assert text == f"The {chosen.phrase} in <image>."
-        assert np.array_equal((example.target > -1).any(dim=0).numpy() | ~chosen.mask, np.ones((SIZE, SIZE), bool))
-        assert (example.target[:, torch.from_numpy(~chosen.mask)] == -1).all()
+        assert np.array_equal((example.target > -1).any(dim=0).numpy() | ~mask_of(chosen), np.ones((SIZE, SIZE), bool))
+        assert (example.target[:, torch.from_numpy(~mask_of(chosen))] == -1).all()
         assert example.facts["place"] == chosen.attributes["place"]
         seen.add(text)
     assert len(seen) == 2
@@ -202,7 +207,7 @@ def test_reference_and_target_are_cropped_alike():
 
 def test_focus_is_the_named_object_and_everything_named():
     assert np.array_equal(make("subject", scene(2)).focus.numpy() == 1, scene(2).objects[0].mask)
-    both = scene(2).objects[0].mask | scene(2).objects[1].mask
+    both = mask_of(scene(2).objects[0]) | mask_of(scene(2).objects[1])
     assert np.array_equal(make("text_to_image", scene(2)).focus.numpy() == 1, both)
     assert make("text_to_image", scene(0)).focus.sum() == 0
 

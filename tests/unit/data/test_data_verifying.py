@@ -15,21 +15,21 @@ import pytest
 from layouts import picture_bytes, write_tar
 from PIL import Image
 
-from mentor.data.building import write_dataset
-from mentor.data.damage import Fault, find_flipped_bit
 from mentor.data.datamodule import DataModule
-from mentor.data.encoding import Layout
-from mentor.data.files import CacheSettings
-from mentor.data.index import Counted
-from mentor.data.indexing import index_dataset
-from mentor.data.manifest import begin, fingerprint, finish, identity, lock
-from mentor.data.recipes import HeldOutConfig
+from mentor.data.making.building import write_dataset
+from mentor.data.making.indexing import index_dataset
+from mentor.data.making.recipes import HeldOutConfig
 from mentor.data.records import Record, UnusableSample
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
-from mentor.data.tarsets import TarFields
-from mentor.data.verifying import fault_lines, verdict, verify
-from mentor.data.writing import Sample, write_shard
+from mentor.data.storage.damage import Fault, find_flipped_bit
+from mentor.data.storage.encoding import Layout
+from mentor.data.storage.files import CacheSettings
+from mentor.data.storage.index import Counted
+from mentor.data.storage.manifest import begin, fingerprint, finish, identity, lock
+from mentor.data.storage.shards import ShardSet
+from mentor.data.storage.tarsets import TarFields
+from mentor.data.storage.verifying import fault_lines, verdict, verify
+from mentor.data.storage.writing import Sample, write_shard
 from mentor.errors import UserError
 
 LAYOUT = Layout(picture="jpg", masks=False, views=False)

@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 from tiny import save_tiny_releases
 
-from mentor.data.composing import Composer
-from mentor.data.recipes import load_recipe
+from mentor.data.making.composing import Composer
+from mentor.data.making.recipes import load_recipe
 from mentor.data.records import Record
 from mentor.evaluation.judges import readable
 

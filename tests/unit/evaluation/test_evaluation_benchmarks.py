@@ -9,7 +9,7 @@ import torch
 
 from mentor import evaluate as entry
 from mentor.config import compose, validate
-from mentor.data.shards import ShardSet
+from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 from mentor.evaluation.benchmarks import (
     evaluate,

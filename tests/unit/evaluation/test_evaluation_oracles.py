@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
+from mentor.data.making.scenes import PLACES, all_backgrounds, render_background
 from mentor.data.records import Record
-from mentor.data.scenes import PLACES, all_backgrounds, render_background
 from mentor.errors import UserError
 from mentor.evaluation.metrics import intersection_over_union
 from mentor.evaluation.oracles import SceneOracle, all_layouts, clean_mask, mask_on_black

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
+from mentor.data.making.scenes import all_backgrounds, render_background
 from mentor.data.records import Record
-from mentor.data.scenes import all_backgrounds, render_background
 from mentor.evaluation.oracles import SceneOracle
 from mentor.evaluation.retrieval import CANVAS, Cutout, SubjectOracle, averages, cut_out, oklab, resize
 

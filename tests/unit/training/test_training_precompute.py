@@ -15,16 +15,16 @@ from tiny import tiny_generator, tiny_image_tokenizer
 
 from mentor.conditioning import NativeConfig, TextTokenizer
 from mentor.config import compose, validate
-from mentor.data.building import write_dataset
 from mentor.data.codes import CodeSet
 from mentor.data.collate import collate
 from mentor.data.datamodule import DataModule
 from mentor.data.examples import ExampleMaker
-from mentor.data.manifest import read_manifest
+from mentor.data.making.building import write_dataset
+from mentor.data.order import Sample
 from mentor.data.records import Record, RecordObject
 from mentor.data.settings import DataConfig
-from mentor.data.shards import ShardSet
-from mentor.data.stream import Sample
+from mentor.data.storage.manifest import read_manifest
+from mentor.data.storage.shards import ShardSet
 from mentor.data.tasks import TASKS
 from mentor.errors import UserError
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
