@@ -236,6 +236,7 @@ def notes(root: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault(15)
 def test_a_build_killed_at_any_time_ends_like_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_album(tmp_path / "album", 150)
     settings = ["path=album", SLOW_STEPS, "samples_per_shard=10", "picture=png"]
@@ -270,6 +271,7 @@ def locked(root: Path) -> bool:
     return any(path.exists() and path.stat().st_size != size for path, size in before.items())
 
 
+@pytest.mark.fault(20)
 def test_clock_language_and_place_change_nothing(tmp_path: Path) -> None:
     write_album(tmp_path / "album", 12)
     (tmp_path / "album" / "été 1.jpg").write_bytes(picture_bytes("blue", (48, 40)))

@@ -76,6 +76,7 @@ def test_what_is_not_ours_is_never_written_over(tmp_path: Path) -> None:
     assert list((tmp_path / "thesis").iterdir()) == [tmp_path / "thesis/text.tex"]
 
 
+@pytest.mark.fault(15)
 def test_a_killed_run_leaves_whole_shards_and_the_next_run_completes(tmp_path: Path) -> None:
     root, clean = tmp_path / "out", tmp_path / "clean"
     settings = ["scenes.train=1500", "scenes.heldout=20", "scenes.views=0", "samples_per_shard=50", "size=32", "snap=4"]
@@ -370,6 +371,7 @@ def test_parts_at_once_share_the_search_for_duplicates(tmp_path: Path, monkeypat
     assert contents(tmp_path / "parts") == contents(tmp_path / "plain")
 
 
+@pytest.mark.fault(15)
 def test_two_runs_on_one_folder_the_second_is_refused_and_names_the_first(tmp_path: Path) -> None:
     folder = album(tmp_path / "album", 12)
     with lock(tmp_path / "out"):
@@ -385,6 +387,7 @@ def test_two_runs_on_one_folder_the_second_is_refused_and_names_the_first(tmp_pa
             merge(tmp_path / "parts")
 
 
+@pytest.mark.fault(15)
 def test_a_full_disk_and_a_failing_source_leave_whole_shards_and_the_next_run_completes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

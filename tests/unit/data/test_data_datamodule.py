@@ -246,17 +246,20 @@ def test_wrong_settings_are_refused_on_one_line(changes, message):
         ({"batch_size": 62}, "fewer than the batch size of 62"),
     ],
 )
+@pytest.mark.fault(18)
 def test_data_too_small_for_the_settings_is_refused(root, changes, message):
     with pytest.raises(UserError, match=message):
         module(root, **changes)
 
 
+@pytest.mark.fault(18)
 def test_processes_that_cannot_share_a_batch_are_refused(root):
     with pytest.raises(UserError, match=r"batch_size 8 .*3 processes"):
         module(root, world=3).train_dataloader()
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
+@pytest.mark.fault(18)
 def test_fewer_shards_than_processes_and_workers_are_no_obstacle(tmp_path, world):
     one = write(tmp_path / "one", train=16, per_shard=16)
     whole = batches(module(one), 6)
@@ -266,6 +269,7 @@ def test_fewer_shards_than_processes_and_workers_are_no_obstacle(tmp_path, world
         assert [key for row in rows for key in row] == list(batch.keys)
 
 
+@pytest.mark.fault(18)
 def test_a_task_without_any_record_is_refused_and_says_what_it_needs(tmp_path):
     photos = write(tmp_path / "photos", make=lambda number: record(number * 3 + 2))
     with pytest.raises(UserError, match=r"'train'.*'segment'.*an object with its mask"):

@@ -26,6 +26,8 @@ from mentor.data.storage.decoding import (
     peek_image,
 )
 
+pytestmark = [pytest.mark.fault(13)]
+
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 REASONS = {"not a picture", "truncated picture", "picture too large", "damaged picture"}
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mentor.data.making import duplicates
 from mentor.data.making.duplicates import (
     Duplicates,
     Fingerprints,
@@ -22,7 +23,6 @@ from mentor.data.making.duplicates import (
     save_fingerprints,
     scan,
 )
-from mentor.data.making import duplicates
 from mentor.data.sources.items import Item
 from mentor.data.storage.decoding import Limits
 from mentor.errors import UserError

@@ -24,6 +24,8 @@ from mentor.data.storage.shards import ShardSet
 from mentor.data.storage.tarsets import TarFields
 from mentor.errors import UserError
 
+pytestmark = [pytest.mark.fault(14)]
+
 HELDOUT = HeldOutConfig(share=0.25)
 COLOURS = ("red", "green", "blue", "white")
 

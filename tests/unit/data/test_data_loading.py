@@ -18,6 +18,8 @@ from mentor.data.records import Record, RecordObject
 from mentor.data.settings import DataConfig
 from mentor.errors import UserError
 
+pytestmark = [pytest.mark.fault(13)]
+
 SIZE = 16
 
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from mentor.data.making.progress import ProgressReport
 from mentor.data.making import progress
+from mentor.data.making.progress import ProgressReport
 
 
 class Clock:

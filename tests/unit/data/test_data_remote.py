@@ -137,6 +137,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.fault(16)
 def test_what_is_no_plain_name_is_refused_with_what_is_allowed(text):
     with pytest.raises(UserError) as caught:
         check_url(text)
@@ -146,6 +147,7 @@ def test_what_is_no_plain_name_is_refused_with_what_is_allowed(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("function", [open_stream, list_files, lambda text: read_file(text, 10)])
+@pytest.mark.fault(16)
 def test_every_reader_refuses_what_is_no_plain_name(text, function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="allowed are local paths"):

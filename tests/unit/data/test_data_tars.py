@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from mentor.data.storage.tars import BLOCK, Member, TarDamage, members
 
+pytestmark = [pytest.mark.fault(12), pytest.mark.fault(16)]
+
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = {
     f"{number:04d}.{ending}": bytes([number + 1]) * size

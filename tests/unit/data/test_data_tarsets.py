@@ -23,6 +23,8 @@ from mentor.data.storage.tarsets import (
 )
 from mentor.errors import UserError
 
+pytestmark = [pytest.mark.fault(14)]
+
 Entry = tuple[str, bytes] | tarfile.TarInfo
 
 

@@ -32,6 +32,8 @@ from mentor.data.storage.verifying import fault_lines, verdict, verify
 from mentor.data.storage.writing import Sample, write_shard
 from mentor.errors import UserError
 
+pytestmark = [pytest.mark.fault(12)]
+
 LAYOUT = Layout(picture="jpg", masks=False, views=False)
 DAMAGED = "train/000001.tar"
 
