@@ -54,16 +54,20 @@ def compare(
     case: str, peer: str, goal: float, ours: Callable[[], None], theirs: Callable[[], None], rounds: int, note: str = ""
 ) -> Row:
     """The ratio of their time to ours, round by round in turn, so that the machine's moods meet both."""
-    ratios, seconds = [], []
+    seconds: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
     for number in range(rounds):
         # Whoever begins has the colder caches.
-        pair = (ours, theirs) if number % 2 else (theirs, ours)
-        taken = {each: timed(each) for each in pair}
-        ratios.append(taken[theirs] / taken[ours])
-        seconds.append((taken[ours], taken[theirs]))
+        for each in (ours, theirs) if number % 2 else (theirs, ours):
+            seconds[each].append(timed(each))
+    return ratio(case, peer, goal, seconds[ours], seconds[theirs], note)
+
+
+def ratio(case: str, peer: str, goal: float, ours: Sequence[float], theirs: Sequence[float], note: str = "") -> Row:
+    """The row of seconds that were taken round by round in turn."""
+    ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
     value = statistics.median(ratios)
-    times = " / ".join(f"{statistics.median(column):.2f}" for column in zip(*seconds, strict=True))
-    note = "; ".join(part for part in (f"ours / theirs {times} s", note) if part)
+    times = f"{statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s"
+    note = "; ".join(part for part in (times, note) if part)
     return Row(case, peer, f"at least {goal:g}", value, min(ratios), max(ratios), "ratio", value >= goal, note)
 
 
