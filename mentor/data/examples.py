@@ -68,7 +68,7 @@ def no_usable_record(splits: Sequence[str], task: str) -> UserError:
     """The refusal of a task that no record serves."""
     return UserError(
         f"no record in the split {splits[0]!r} can be used for the task {task!r}, which needs {REQUIREMENTS[task]}: "
-        "take the task out of the mixture or use other data"
+        f"take it out of the mixture with data.mixture.{task}=0, or use other data"
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -90,7 +90,7 @@ class StreamModule(lightning.LightningDataModule):
         check_share("batch_size", self.config.batch_size, world)
         return StreamLoader(self, StreamBatches(self, rank, world))
 
-    def val_dataloader(self) -> list[Batch]:
+    def val_dataloader(self) -> "HeldoutBatches":
         """This rank's share of the held-out samples, one task after another, the same in every pass."""
         rank, world = self._rank_and_world()
         check_share("validation_batch_size", self.config.validation_batch_size, world)
@@ -103,7 +103,7 @@ class StreamModule(lightning.LightningDataModule):
                 mine = rows[first + rank : first + size : world]
                 examples = [self.example(task, record, VALIDATION_SEED, 0) for record, _ in mine]
                 batches.append(collate(examples, [valid for _, valid in mine]))
-        return batches
+        return HeldoutBatches(batches)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch on the device (Lightning's hook)."""
@@ -153,6 +153,19 @@ class StreamModule(lightning.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+class HeldoutBatches:
+    """Batches that are in memory. Not a list: Lightning takes a list for several loaders."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
 
 
 TrainingData = DataModule | StreamModule

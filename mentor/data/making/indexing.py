@@ -151,6 +151,9 @@ def index_dataset(
         jobs = [_Job(tar, work.note(folder, tar)) for tar in tars]
         with contextlib.nullcontext(engine) if engine is not None else open_engine("local", 1) as where:
             damaged = _index_all(where, work, jobs, report)
+        if len(damaged) == len(tars):
+            # Nothing that another start could go on with.
+            (folder / UNFINISHED).unlink(missing_ok=True)
         _check_damaged(damaged, len(tars), skip_damaged, log)
         left_out = [{"path": tar.path, "reason": "unfinished"} for tar in unfinished]
         left_out += [{"path": tar.path, "reason": damage} for tar, damage in damaged.items()]

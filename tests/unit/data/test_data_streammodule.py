@@ -7,14 +7,17 @@ from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mentor.config import validate
 from mentor.data.settings import DataConfig
 from mentor.data.streammodule import StreamModule, open_data
 from mentor.errors import UserError
+from mentor.types import Batch
 
 
 def write_tar(path: Path, numbers: range, broken: tuple[int, ...] = ()) -> None:
@@ -139,3 +142,31 @@ def test_captions_come_without_opening_pictures_and_never_from_what_is_held_out(
     assert {f"caption {number}" for number in range(200)} - apart <= set(captions)
     assert not apart & set(captions)
     assert len(module(tars).captions(7)) == 7
+
+
+def test_lightning_trains_on_a_stream_and_validates(tars: Path) -> None:
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.validated: list[str] = []
+
+        def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+            return (self.weight - batch.targets.mean()).square().sum()
+
+        def validation_step(self, batch: Batch, index: int) -> None:
+            self.validated += [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    data, model = module(tars, workers=1), Model()
+    data.trainer = None
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=6, max_epochs=-1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, val_check_interval=3, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    assert trainer.global_step == 6 and data.consumed == 6
+    assert len(model.validated) == 2 * 2 * len(heldout(module(tars)))
