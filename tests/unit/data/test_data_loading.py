@@ -5,7 +5,11 @@ import multiprocessing
 import os
 import signal
 import tarfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice
 from pathlib import Path
 
@@ -222,3 +226,42 @@ def test_captions_come_from_every_data_set(two: dict[str, object]) -> None:
     captions = module(**two).captions(10)  # pyright: ignore[reportArgumentType]
     assert len(captions) == 10
     assert {int(caption.split()[1]) >= 1000 for caption in captions} == {True, False}
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(root: Path) -> Iterator[str]:
+    """The data set behind a web server of this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_elsewhere_gives_the_same_batches_from_a_small_cache(
+    root: Path, served: str, tmp_path: Path, workers: int
+) -> None:
+    largest = max(path.stat().st_size for path in root.rglob("*.tar"))
+    cache = tmp_path / "cache"
+    settings = {"cache_dir": str(cache), "cache_gigabytes": 2.5 * largest / 1e9, "workers": workers}
+    data = DataModule(module(root).config.model_copy(update={"root": served, **settings}), 0)
+    assert flat_keys(data, 12) == flat_keys(module(root), 12)
+    assert sum(path.stat().st_size for path in cache.iterdir()) <= 2.5 * largest
+    assert [batch.keys for batch in data.val_dataloader()] == [batch.keys for batch in module(root).val_dataloader()]
+
+
+def test_a_shard_elsewhere_that_is_not_what_the_manifest_says_is_refused(
+    root: Path, served: str, tmp_path: Path
+) -> None:
+    shard = root / "train/000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    data = DataModule(module(root).config.model_copy(update={"root": served, "cache_dir": str(tmp_path / "cache")}), 0)
+    with pytest.raises(UserError, match=r"train/000001\.tar is not what it should be: sha256"):
+        flat_keys(data, 10)
