@@ -189,6 +189,13 @@ def _nothing(size: int) -> torch.Tensor:
     return torch.zeros((size, size))
 
 
+@lru_cache(maxsize=4)
+def _nowhere(size: int) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask.flags.writeable = False
+    return mask
+
+
 def _example(
     task: str,
     record: Record,
@@ -223,7 +230,7 @@ def _example(
         "style": record.attributes.get("style", ""),
         "subject": record.subject,
         "view": dict(view or {}),
-        "mask": focus.numpy() >= 0.5,
+        "mask": focus.numpy() >= 0.5 if coverages else _nowhere(size),
         "reference_mask": reference_mask,
         "input": reference,
     }

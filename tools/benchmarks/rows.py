@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
         spread = "" if row.low == row.high else f"{row.low:.3g} - {row.high:.3g}"
         measured = f"{row.value:,.3g} {row.unit}" if row.value < 10_000 else f"{row.value:,.0f} {row.unit}"
         table.add_row(row.case, row.peer, row.goal, measured, spread, verdict, row.note)
-    Console().print(table)
+    # Files and pipes have no width; a narrow terminal folds.
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
 def save(path: Path, subject: str, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:

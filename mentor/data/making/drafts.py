@@ -185,7 +185,7 @@ def finish_draft(draft: Draft, layout: Layout) -> Prepared:
         draft, _ = open_draft(draft)
     picture = draft.content if as_found else _encode(draft, layout)
     if as_found:
-        check_structure(picture)
+        check_structure(picture, draft.header)
     if draft.opened is None:
         objects, views = _words(draft), ()
     else:

@@ -6,6 +6,7 @@ are scaled to 8 (never clipped), CMYK is taken with the polarity that Adobe writ
 colour profiles are ignored. A truncated picture is a bad sample, whatever Pillow was told elsewhere in the process.
 """
 
+import codecs
 import io
 import json
 import math
@@ -92,6 +93,9 @@ class Limits(Config):
 
 LIMITS = Limits()
 
+# Made once: making one takes as long as decoding a small file.
+_JSON = json.JSONDecoder(parse_constant=lambda name: None)
+
 
 def peek_image(content: bytes, limits: Limits = LIMITS) -> Picture:
     """What a picture's header says; no pixel is decoded, and a picture cut after its header is not noticed.
@@ -140,7 +144,7 @@ def decode_with_alpha(
     """
     header = peek_image(content, limits)
     if not whole:
-        check_structure(content)
+        check_structure(content, header)
     try:
         with _truncation_refused():
             image = _OPENERS[header.format](io.BytesIO(content))
@@ -217,7 +221,7 @@ def decode_json(content: bytes, limits: Limits = LIMITS) -> Any:
     if len(content) > limits.text_bytes:
         raise BadSample("json too large", f"{len(content)} bytes, at most {limits.text_bytes} are allowed")
     try:
-        value = json.loads(content.decode("utf-8-sig"), parse_constant=lambda name: None)
+        value = _JSON.decode(content.decode("utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8"))
         if b"\\ud" in content or b"\\uD" in content:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

@@ -13,11 +13,12 @@ from mentor.config import Config
 from mentor.data.records import Record, RecordObject, View
 from mentor.data.storage.decoding import LIMITS, BadSample, Limits, decode_image, decode_json, decode_mask
 
-FIELDS = ("captions", "objects", "views", "subject", "attributes")
+FIELDS = frozenset({"captions", "objects", "views", "subject", "attributes"})
 PICTURES = ("jpg", "png", "webp")
 VIEWS = ("views.jpg", "views.png")
 # What a JPEG can hold.
 _TALLEST = 65_535
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 
 
 class Layout(Config):
@@ -85,7 +86,7 @@ def encode_members(words: Record, picture: bytes, layout: Layout) -> dict[str, b
         "tasks": list(words.tasks),
     }
     members = {
-        "json": json.dumps(described, ensure_ascii=False, sort_keys=True).encode(),
+        "json": _JSON.encode(described).encode(),
         layout.picture: picture,
         "txt": (words.captions[0] if words.captions else "").encode(),
     }
@@ -160,10 +161,12 @@ def decode_description(member: bytes) -> dict[str, Any]:
     """
     described = decode_json(member)
     try:
-        complete = described.keys() >= set(FIELDS)
-        complete = complete and all("name" in thing and "masked" in thing for thing in described["objects"])
-        complete = complete and all("masked" in view for view in described["views"])
-        complete = complete and all(isinstance(caption, str) for caption in described["captions"])
+        complete = (
+            described.keys() >= FIELDS
+            and all("name" in thing and "masked" in thing for thing in described["objects"])
+            and all("masked" in view for view in described["views"])
+            and all(isinstance(caption, str) for caption in described["captions"])
+        )
     except (AttributeError, TypeError):
         complete = False
     if not complete:

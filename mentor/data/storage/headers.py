@@ -55,6 +55,8 @@ class Picture:
         has_alpha: whether some pixel may be transparent.
         animated: whether it moves; the first frame counts.
         bits: of one channel (1 to 16).
+        body: the byte at which a JPEG's first scan begins; 0 for others.
+        several: whether a JPEG may have more than one scan.
     """
 
     format: PictureFormat
@@ -65,6 +67,8 @@ class Picture:
     has_alpha: bool = False
     animated: bool = False
     bits: int = 8
+    body: int = 0
+    several: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -87,7 +91,7 @@ def read_header(content: bytes) -> Picture:
     return picture
 
 
-def check_structure(content: bytes) -> None:
+def check_structure(content: bytes, header: Picture | None = None) -> None:
     """Make sure that a picture file is whole, without decoding it.
 
     A JPEG must have an end after its first scan, a PNG all chunks up to its last with the right checksums (decoders
@@ -97,9 +101,9 @@ def check_structure(content: bytes) -> None:
     Raises:
         BadSample: "not a picture", "truncated picture" or "damaged picture".
     """
-    match _format_of(content):
+    match header.format if header else _format_of(content):
         case "jpg":
-            _check_jpeg(content)
+            _check_jpeg(content, header)
         case "png":
             _check_png(content)
         case "webp":
@@ -120,18 +124,21 @@ def _format_of(content: bytes) -> PictureFormat:
 
 
 def _read_jpeg(content: bytes) -> Picture:
-    orientation, frame = 1, None
+    orientation, frame, progressive, body = 1, None, False, 0
     for marker, start, length in _jpeg_segments(content):
+        body = start
         if marker == 0xE1 and orientation == 1 and content.startswith(_EXIF_PREFIX, start):
             orientation = _orientation(content[start + len(_EXIF_PREFIX) : start + length])
         elif marker in _JPEG_FRAMES and frame is None:
             frame = struct.unpack_from(">BHHB", content, start)
+            progressive = marker in _JPEG_PROGRESSIVE
     if frame is None:
         raise BadSample("damaged picture", "a JPEG without a frame")
     bits, height, width, channels = frame
     if channels not in _JPEG_MODES:
         raise BadSample("damaged picture", f"a JPEG of {channels} channels")
-    return Picture("jpg", _JPEG_MODES[channels], width, height, orientation, bits=bits)
+    several = progressive or content[body] < channels
+    return Picture("jpg", _JPEG_MODES[channels], width, height, orientation, False, False, bits, body, several)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
@@ -154,20 +161,15 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + max(length, 2)
 
 
-def _check_jpeg(content: bytes) -> None:
-    several, channels, scan = False, 0, 0
+def _check_jpeg(content: bytes, header: Picture | None) -> None:
     try:
-        for marker, start, _ in _jpeg_segments(content):
-            if marker in _JPEG_FRAMES:
-                several, channels = marker in _JPEG_PROGRESSIVE, content[start + 5]
-            scan = start
-        several = several or content[scan] < channels
-    except IndexError:
+        header = header or _read_jpeg(content)
+    except (struct.error, IndexError):
         raise BadSample("truncated picture", f"cut within the header after {len(content)} bytes") from None
     # Within pixel data an FF is always followed by a zero, so that this can be nothing but the end.
-    if not content.endswith(_JPEG_END) and content.find(_JPEG_END, scan) < 0:
+    if not content.endswith(_JPEG_END) and content.find(_JPEG_END, header.body) < 0:
         raise BadSample("truncated picture", f"a JPEG of {len(content)} bytes without its end")
-    if several and content.count(_JPEG_SCAN) > _MOST_SCANS:
+    if header.several and content.count(_JPEG_SCAN) > _MOST_SCANS:
         raise BadSample("damaged picture", f"a JPEG of more than {_MOST_SCANS} scans")
 
 

@@ -205,8 +205,9 @@ class ShardSet:
     def _sample(self, shard: int, position: int) -> tuple[Place, dict[str, bytes]]:
         """A sample's members, checked."""
         place = self._index.place(shard, position)
-        needed = sum(size for _, size in place.fields.values())
-        length = max((at + size for at, size in place.fields.values()), default=0)
+        places = place.fields.values()
+        needed = sum([size for _, size in places])
+        length = max([at + size for at, size in places], default=0)
         try:
             if length <= needed * (1 + _WASTE) + 16_384:
                 span = self._read(shard, place.start, length)
