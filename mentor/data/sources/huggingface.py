@@ -154,7 +154,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError("kind: huggingface needs the library datasets: pip install 'mentor[datasets]'") from None
+        raise UserError("kind: huggingface needs the library datasets: pip install datasets") from None
     return datasets
 
 
