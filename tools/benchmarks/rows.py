@@ -100,7 +100,7 @@ def save(path: Path, subject: str, rows: Sequence[Row], settings: Mapping[str, A
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": torch.get_num_threads(),
-            "system": platform.platform(),
+            "system": platform.system(),
             "python": platform.python_version(),
         }
         | {name: version(name) for name in ("torch", "numpy", "pillow")},
