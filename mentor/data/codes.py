@@ -4,10 +4,8 @@ A pack plays the part of a shard in the order of samples. The packs in use are k
 features, which are a hundred times as large, only the rows of a batch are read.
 """
 
-import hashlib
-import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +17,21 @@ from mentor.data.order import Sample, Samples, Usable
 from mentor.data.packs import CodeLayout, Pack, decode_captions, decode_pack
 from mentor.data.records import UnusableSample
 from mentor.data.storage.decoding import BadSample
-from mentor.data.storage.files import CacheSettings, DataFiles
-from mentor.data.storage.index import ABSENT, Index, Place, checksum
+from mentor.data.storage.files import CacheSettings
+from mentor.data.storage.index import ABSENT, Place
+from mentor.data.storage.opened import OpenedSplit
 from mentor.errors import UserError
 from mentor.types import Batch, BatchCodes, Prompt
 
 KIND = "codes"
-_OPEN_FILES = 64
 
 
-class CodeSet:
+class CodeSet(OpenedSplit):
     """One split of a data set of codes, opened.
 
     Attributes:
-        root: the data set's folder or URL.
-        split: "train" or "heldout".
-        sizes: int64, examples in each pack.
         layout: what the codes are.
-        fingerprint: changes when any shard of the data set changes.
-        manifest: as in `manifest.json`.
-        skipped: shards that are left out because they are missing or have another size.
+        sizes: examples in each pack.
 
     Args:
         root: the data set's folder or URL.
@@ -59,21 +52,10 @@ class CodeSet:
         skip_bad: bool = False,
         room: int = 64,
     ) -> None:
-        self.root, self.split = root, split
-        self._source = DataFiles(root, cache)
+        super().__init__(root, split, cache, skip_bad)
         self._room = room
-        self.manifest = self._source.manifest
-        self.fingerprint: str = self.manifest["fingerprint"]
-        if self.manifest["kind"] != KIND:
-            raise UserError(f"{root} holds pictures, not image codes: make codes of it with `{codes_command(root)}`")
-        self._rows = [row for row in self.manifest["files"] if row["split"] == split]
-        if not sum(row["samples"] for row in self._rows):
-            raise UserError(f"the codes in {root} have no {split} examples: make them again with `{self._command}`")
-        self._index = self._open_index()
-        self.skipped: tuple[str, ...] = self._check_shards(skip_bad)
         self.layout, self.sizes = self._describe()
         self._ends = np.cumsum(self._index.counts)
-        self._files: dict[int, int] = {}
         # A pack that cannot be read is remembered too, with its fault.
         self._kept: dict[int, OrderedDict[int, Pack | UnusableSample]] = {}
 
@@ -131,61 +113,24 @@ class CodeSet:
             if len(captions) >= limit:
                 break
             shard, place = self._place(number)
-            at, size = place.fields["json"]
             try:
-                captions.extend(decode_captions(self._read(shard, place.start + at, size)))
+                captions.extend(decode_captions(self._field(shard, place, "json")))
             except BadSample:
                 continue
         return captions[:limit]
 
-    def digests(self) -> Iterator[tuple[int, bool]]:
-        """Each shard, and whether its sha256 is the manifest's."""
-        for shard, row in enumerate(self._rows):
-            with os.fdopen(self._source.open(row), "rb") as file:
-                yield shard, hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
-
-    def close(self) -> None:
-        """Close the shards' files; they open again when needed."""
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_kept": {}}
+        return {**super().__getstate__(), "_kept": {}}
 
     @property
     def _command(self) -> str:
         return codes_command(output=self.root)
 
-    def _open_index(self) -> Index:
-        row = next((row for row in self.manifest["indexes"] if row["split"] == self.split), None)
-        index = None if row is None else self._source.index(row)
-        if index is None or index.counts.tolist() != [row["samples"] for row in self._rows]:
-            raise UserError(f"the index of {self.root} does not fit its manifest: run `{self._command}`")
-        return index
-
-    def _check_shards(self, skip_bad: bool) -> tuple[str, ...]:
-        """Refuse, or leave out, local shards that are missing or have another size; the names of those left out."""
-        bad = []
-        for number, row in enumerate(self._rows):
-            fault = self._source.fault(row)
-            if fault and not skip_bad:
-                raise UserError(
-                    f"shard {self._source.name(row)} {fault}: run `{self._command}` to make it again, "
-                    "or leave such shards out with data.skip_bad_shards=true"
-                )
-            if fault:
-                bad.append(number)
-        names = tuple(self._source.name(self._rows[number]) for number in bad)
-        if bad and len(bad) == len(self._rows):
-            raise UserError(f"every {self.split} shard of {self.root} is missing or damaged, {names[0]} among them")
-        if bad:
-            self._index = self._index.without(bad)
-            self._rows = [row for number, row in enumerate(self._rows) if number not in bad]
-        return names
+    def _check_kind(self) -> None:
+        if self.manifest["kind"] != KIND:
+            raise UserError(
+                f"{self.root} holds pictures, not image codes: make codes of it with `{codes_command(self.root)}`"
+            )
 
     def _describe(self) -> tuple[CodeLayout, np.ndarray]:
         """What the codes are, and how many examples each pack holds."""
@@ -209,34 +154,9 @@ class CodeSet:
     def _load(self, number: int) -> Pack | UnusableSample:
         shard, place = self._place(number)
         try:
-            members = {name: self._read(shard, place.start + at, size) for name, (at, size) in place.fields.items()}
-            if checksum(members.values()) != place.checksum:
-                raise BadSample("checksum differs", "its bytes are not those that were indexed")
-            return decode_pack(members, self.layout, int(self.sizes[number]))
+            return decode_pack(self._members(shard, place), self.layout, int(self.sizes[number]))
         except BadSample as error:
             return self._damage(shard, place.key, error)
-
-    def _damage(self, shard: int, key: str, error: BadSample) -> UnusableSample:
-        name = self._source.name(self._rows[shard])
-        message = f"shard {name} is damaged (pack {key}: {error}): delete it and make it again with `{self._command}`"
-        return UnusableSample(message, name, key, error.reason)
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                self._files[shard] = self._source.open(self._rows[shard])
-            except OSError as error:
-                raise BadSample("unreadable shard", error.strerror or str(error)) from None
-        try:
-            # pread has no file position, so a descriptor inherited by a forked worker is safe to use.
-            content = os.pread(self._files[shard], size, offset)
-        except OSError as error:
-            raise BadSample("unreadable shard", error.strerror or str(error)) from None
-        if len(content) != size:
-            raise BadSample("truncated shard", "the file ends before it")
-        return content
 
 
 def codes_command(data: Path | str = "DATA", output: Path | str = "DIR") -> str:

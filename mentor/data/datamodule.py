@@ -1,14 +1,9 @@
 """Lightning's view of the data: endless training batches that resume exactly, validation batches, and their checks."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning
-import torch
-
 from mentor.data.codes import KIND, CodeSet, check_alike, codes_command
-from mentor.data.collate import to_device
 from mentor.data.examples import ExampleMaker, no_usable_record, usable_samples
 from mentor.data.loading import (
     CodeBatches,
@@ -19,17 +14,17 @@ from mentor.data.loading import (
 )
 from mentor.data.order import GROUP, TrainingOrder, Usable, validation_batches
 from mentor.data.packs import CodeLayout
+from mentor.data.resuming import ResumableData
 from mentor.data.settings import DataConfig
 from mentor.data.storage.files import CacheSettings, DataFiles
 from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
-from mentor.types import Batch
 
 # Held-out examples are the same whatever the seed of the run, so that runs can be compared.
 VALIDATION_SEED = 0
 
 
-class DataModule(lightning.LightningDataModule):
+class DataModule(ResumableData):
     """Training and validation batches from one data set or several.
 
     The state is the number of global batches handed out, so a resumed run goes on with the next one, on any number
@@ -51,13 +46,7 @@ class DataModule(lightning.LightningDataModule):
     """
 
     def __init__(self, config: DataConfig, seed: int, report: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__()
-        self.config = config
-        self.seed = seed
-        self.consumed = 0
-        self.skipped: Counter[str] = Counter()
-        self.max_bad = config.max_bad
-        self.report = report
+        super().__init__(config, seed, config.max_bad, report)
         self.train_shards = self._open("train")
         self.heldout_shards = self._open("heldout")
         self.codes = self._check_kinds()
@@ -106,7 +95,7 @@ class DataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """This rank's batches from the first that has not been consumed, without end."""
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         self._stream.numbers(0, rank, world)
         if self.codes is not None:
             return TrainingLoader(self, CodeBatches(self._stream, _codes(self.train_shards), rank, world))
@@ -115,7 +104,7 @@ class DataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> ValidationLoader:
         """This rank's share of the held-out records, one task after another, the same in every run."""
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         config = self.config
         rows = validation_batches(
             self._usable_heldout, config.validation_limit, config.validation_batch_size, rank, world
@@ -125,31 +114,8 @@ class DataModule(lightning.LightningDataModule):
         makers = [self._maker(shards, VALIDATION_SEED) for shards in _pictures(self.heldout_shards)]
         return ValidationLoader(makers, rows, self)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch on the device (Lightning's hook)."""
-        return to_device(batch, device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how far training has come, and what that number belongs to."""
-        return {"consumed": self.consumed, "skipped": dict(self.skipped), **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the batches that the state says were consumed.
-
-        Raises:
-            UserError: the state belongs to other data or other settings.
-        """
-        for name, here in self._identity().items():
-            there = state_dict.get(name)
-            if there != here:
-                raise UserError(
-                    f"cannot resume: the checkpoint was made with {name} {there!r}, this run has {here!r}: "
-                    f"restore the old setting or start a run in another folder"
-                )
-        self.consumed = state_dict["consumed"]
-        self.skipped = Counter(state_dict["skipped"])
-
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What the order of samples follows from."""
         elsewhere = {
             "root",
             "datasets",
@@ -243,10 +209,6 @@ class DataModule(lightning.LightningDataModule):
             config.recover_distort,
             config.recover_distractors,
         )
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
 
 def _codes(opened: Sequence[ShardSet | CodeSet]) -> list[CodeSet]:

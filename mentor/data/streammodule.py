@@ -1,22 +1,21 @@
 """Training from a stream of unknown tars: the same batches as from a data set, with weaker promises (`streaming`)."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import lightning
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mentor.data.collate import PackedBatch, collate, pack, to_device
+from mentor.data.collate import PackedBatch, collate, pack
 from mentor.data.datamodule import VALIDATION_SEED, DataModule
 from mentor.data.loading import Failure, TrainingLoader, prepare_worker
 from mentor.data.mixture import Mixture
 from mentor.data.order import check_share
 from mentor.data.records import Dropped, Record
+from mentor.data.resuming import ResumableData
 from mentor.data.seeds import sample_rng
 from mentor.data.settings import DataConfig
 from mentor.data.streaming import TarStream
@@ -28,7 +27,7 @@ from mentor.types import Batch, Example, Skipped
 STREAMABLE = ("reconstruct", "text_to_image")
 
 
-class StreamModule(lightning.LightningDataModule):
+class StreamModule(ResumableData):
     """Training and validation batches from tars that nobody has indexed.
 
     The state is the number of global batches handed out. A resumed run begins a new pass over the tars, in an order of
@@ -46,20 +45,14 @@ class StreamModule(lightning.LightningDataModule):
     codes = None
 
     def __init__(self, config: DataConfig, seed: int, report: Callable[[str], None] = lambda line: None) -> None:
-        super().__init__()
         assert config.stream is not None
+        super().__init__(config, seed, config.stream.max_bad, report)
         for task in config.tasks:
             if task not in STREAMABLE:
                 raise UserError(
                     f"the task {task!r} needs more than a stream of pictures and captions has: take it out of the "
                     f"mixture ({', '.join(STREAMABLE)} can stay), or make shards with tools/make_shards.py"
                 )
-        self.config = config
-        self.seed = seed
-        self.consumed = 0
-        self.skipped: Counter[str] = Counter()
-        self.report = report
-        self.max_bad = config.stream.max_bad
         self._stream = TarStream(config.stream, seed)
         self._mixture = Mixture(config.mixture, seed, config.warmup_steps, config.warmup_task)
         self._heldout, bad = self._stream.heldout(config.validation_limit or config.validation_batch_size)
@@ -86,13 +79,13 @@ class StreamModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "StreamLoader":
         """This rank's batches, without end."""
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         check_share("batch_size", self.config.batch_size, world)
         return StreamLoader(self, StreamBatches(self, rank, world))
 
     def val_dataloader(self) -> "HeldoutBatches":
         """This rank's share of the held-out samples, one task after another, the same in every pass."""
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         check_share("validation_batch_size", self.config.validation_batch_size, world)
         size = self.config.validation_batch_size
         batches = []
@@ -104,29 +97,6 @@ class StreamModule(lightning.LightningDataModule):
                 examples = [self.example(task, record, VALIDATION_SEED, 0) for record, _ in mine]
                 batches.append(collate(examples, [valid for _, valid in mine]))
         return HeldoutBatches(batches)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch on the device (Lightning's hook)."""
-        return to_device(batch, device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how far training has come, and what that number belongs to."""
-        return {"consumed": self.consumed, "skipped": dict(self.skipped), **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a new pass over the tars.
-
-        Raises:
-            UserError: the state belongs to other tars or other settings.
-        """
-        for name, here in self._identity().items():
-            if state_dict.get(name) != here:
-                raise UserError(
-                    f"cannot resume: the checkpoint was made with {name} {state_dict.get(name)!r}, this run has "
-                    f"{here!r}: restore the old setting or start a run in another folder"
-                )
-        self.consumed = state_dict["consumed"]
-        self.skipped = Counter(state_dict["skipped"])
 
     def example(self, task: str, record: Record, seed: int, epoch: int) -> Example:
         """The record as an example of the task."""
@@ -143,16 +113,13 @@ class StreamModule(lightning.LightningDataModule):
         """The task of a step."""
         return self._mixture.at(step)[0]
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What the order of samples follows from."""
         assert self.config.stream is not None
         kept = {"mixture", "batch_size", "image_size", "image_only", "warmup_steps", "warmup_task"}
         stream = self.config.stream.model_dump(mode="json", exclude={"urls", "max_bad"})
         settings = self.config.model_dump(mode="json", include=kept)
         return {"fingerprints": self.fingerprints, "seed": self.seed, "stream": stream, **settings}
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
 
 class HeldoutBatches:

@@ -204,7 +204,7 @@ class _Ray:
         try:
             import ray
         except ImportError:
-            raise UserError('the engine ray needs a further package: pip install ray') from None
+            raise UserError("the engine ray needs a further package: pip install ray") from None
         self._ray: Any = ray
         self._workers = workers
         address = address or os.environ.get("RAY_ADDRESS", "") or "local"

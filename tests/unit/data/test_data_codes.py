@@ -252,7 +252,7 @@ def spoil(root: Path, shard: str, member: str) -> None:
 def test_a_damaged_pack_stops_the_run_and_is_named(tmp_path: Path) -> None:
     root = write(tmp_path / "codes")
     spoil(root, "train/000001.tar", "train-0002-reconstruct.targets.npy")
-    message = r"train/000001\.tar is damaged \(pack train-0002-reconstruct: checksum differs.*make_shards\.py codes"
+    message = r"train/000001\.tar is damaged \(sample train-0002-reconstruct: checksum differs.*make_shards\.py codes"
     with pytest.raises(UserError, match=message):
         batches(module(root), 30)
     with pytest.raises(UnusableSample, match=message) as caught:

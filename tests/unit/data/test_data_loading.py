@@ -229,7 +229,7 @@ def test_captions_come_from_every_data_set(two: dict[str, object]) -> None:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         pass
 
 

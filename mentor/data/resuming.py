@@ -1,0 +1,75 @@
+"""What every data module has: how far training has come, and what that number belongs to."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+
+from mentor.data.collate import to_device
+from mentor.data.settings import DataConfig
+from mentor.errors import UserError
+from mentor.types import Batch
+
+
+class ResumableData(lightning.LightningDataModule):
+    """Data whose state is the number of global batches handed out.
+
+    It lives here and not in the loader: Lightning gives every rank the loader state of rank 0, and restores a loader
+    too late for schedulers that ask for the number of steps.
+
+    Attributes:
+        consumed: global batches handed out.
+        skipped: samples that were left out, by reason.
+        max_bad: share of samples that may be left out.
+        report: takes a line for people whenever something was left out.
+
+    Args:
+        config: the settings.
+        seed: of the run.
+        max_bad: see above.
+        report: see above.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, max_bad: float, report: Callable[[str], None]) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.consumed = 0
+        self.skipped: Counter[str] = Counter()
+        self.max_bad = max_bad
+        self.report = report
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch on the device (Lightning's hook)."""
+        return to_device(batch, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how far training has come, and what that number belongs to."""
+        return {"consumed": self.consumed, "skipped": dict(self.skipped), **self.identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches that the state says were consumed.
+
+        Raises:
+            UserError: the state belongs to other data or other settings.
+        """
+        for name, here in self.identity().items():
+            there = state_dict.get(name)
+            if there != here:
+                raise UserError(
+                    f"cannot resume: the checkpoint was made with {name} {there!r}, this run has {here!r}: "
+                    f"restore the old setting or start a run in another folder"
+                )
+        self.consumed = state_dict["consumed"]
+        self.skipped = Counter(state_dict["skipped"])
+
+    def identity(self) -> dict[str, Any]:
+        """What the order of samples follows from: a run with another one cannot go on."""
+        raise NotImplementedError
+
+    def rank_and_world(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
