@@ -133,7 +133,7 @@ def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(UserError, match=r"\./gone does not exist"):
         read(tmp_path, "./gone")
-    for path in ("pipe:cat x", "http://example.org/x", "../x"):
+    for path in ("pipe:cat x", "http://example.org/x", "../no-such-place"):
         with pytest.raises(UserError, match="does not exist"):
             read(tmp_path, path)
     (tmp_path / "x.bin").touch()
