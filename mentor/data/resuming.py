@@ -1,5 +1,6 @@
 """What every data module has: how far training has come, and what that number belongs to."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from mentor.errors import UserError
 from mentor.types import Batch
 
 
-class ResumableData(lightning.LightningDataModule):
+class ResumableData(lightning.LightningDataModule, ABC):
     """Data whose state is the number of global batches handed out.
 
     It lives here and not in the loader: Lightning gives every rank the loader state of rank 0, and restores a loader
@@ -65,9 +66,9 @@ class ResumableData(lightning.LightningDataModule):
         self.consumed = state_dict["consumed"]
         self.skipped = Counter(state_dict["skipped"])
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the order of samples follows from: a run with another one cannot go on."""
-        raise NotImplementedError
 
     def rank_and_world(self) -> tuple[int, int]:
         """The number of this process, and how many there are."""

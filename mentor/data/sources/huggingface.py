@@ -183,7 +183,7 @@ def _open(place: HuggingFacePlace) -> Any:
     except Exception as error:
         what = "" if place.local else " (no folder of that name exists either)"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"the data set {place.path} cannot be opened{what}: {reason}") from None
+        raise UserError(f"the data set {place.path} cannot be opened{what}: {reason}") from error
     if not isinstance(loaded, dict):
         if place.split not in (None, str(loaded.split or place.split)):
             raise UserError(f"{place.path} is the split {loaded.split} alone, not {place.split}: leave split away")

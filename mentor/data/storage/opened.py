@@ -1,6 +1,7 @@
 """A split of a data set as its files: which shards there are, where samples lie in them, and their checked bytes."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ _OPEN_FILES = 64
 _WASTE = 1.0
 
 
-class OpenedSplit:
+class OpenedSplit(ABC):
     """What opened splits of records and of codes have in common.
 
     Attributes:
@@ -69,13 +70,13 @@ class OpenedSplit:
         return {**self.__dict__, "_files": {}}
 
     @property
+    @abstractmethod
     def _command(self) -> str:
         """What makes the data set again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_kind(self) -> None:
         """Refuse a data set of another kind."""
-        raise NotImplementedError
 
     def _open_index(self) -> Index:
         row = next((row for row in self.manifest["indexes"] if row["split"] == self.split), None)

@@ -7,6 +7,7 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import datasets
 import pytest
 from layouts import picture_bytes, source, write_coco, write_cutout, write_lines, write_picture, write_tar
 
@@ -40,7 +41,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_items_are_small_and_travel_between_processes(everything: Path, kind: str) -> None:
     if kind == "huggingface":
-        datasets = pytest.importorskip("datasets")
         rows = {"image": [{"bytes": picture_bytes(), "path": None}], "text": ["x"]}
         made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
         made.save_to_disk(everything / "hf")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +15,6 @@ from layouts import captions, outcomes, picture_bytes, source, write_lines, writ
 
 from mentor.data.sources import describe_inputs
 from mentor.errors import UserError
-
-datasets = pytest.importorskip("datasets")
 
 RED, BLUE = picture_bytes("red"), picture_bytes("blue", format="PNG")
 

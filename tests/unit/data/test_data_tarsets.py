@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,14 +203,15 @@ def test_of_samples_with_one_key_the_first_is_read() -> None:
     assert parts(content, places["a"])["words"] == b"first"
 
 
-def test_pickles_and_packed_members_are_never_read() -> None:
-    evil = [
-        (f"a.{name}", b"cos\nsystem\n(S'touch /tmp/canary'\ntR.") for name in ("pkl", "pyd", "pickle", "txt.gz", "pth")
-    ]
+def test_pickles_and_packed_members_are_never_read(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    command = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
+    evil = [(f"a.{name}", command) for name in ("pkl", "pyd", "pickle", "txt.gz", "pth")]
     content = tar([*evil, *sample("a"), *evil[:1]])
     places, dropped = found(content)
     assert dropped == {"duplicate key": 1}
     assert parts(content, places["a"]) == {"image": jpeg(), "words": b"a thing"}
+    assert not canary.exists()
 
 
 def test_a_sparse_member_is_no_picture() -> None:
