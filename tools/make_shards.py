@@ -119,20 +119,21 @@ def _index(arguments: Sequence[str]) -> None:
 def _index_tars(recipe: TarRecipe, output: Path | None, workers: int, engine: str) -> None:
     from mentor.data.making.indexing import index_dataset
 
-    fields, heldout, limits = recipe.fields, recipe.heldout, recipe.limits
     notes: list[str] = []
     with ProgressReport(recipe.name) as progress, open_engine(engine, workers) as opened:
         indexed = index_dataset(
             recipe.paths,
-            fields,
-            heldout,
+            recipe.fields,
+            recipe.heldout,
             output,
-            recipe.skip_damaged,
-            limits,
-            opened,
-            recipe.name,
-            lambda done, total: _report_bytes(progress, "indexed", done, total),
-            notes.append,
+            skip_damaged=recipe.skip_damaged,
+            limits=recipe.limits,
+            engine=opened,
+            name=recipe.name,
+            description=recipe.description,
+            licence=recipe.licence,
+            report=lambda done, total: _report_bytes(progress, "indexed", done, total),
+            log=notes.append,
         )
     _tell(indexed.output, Build(indexed.manifest, indexed.found))
     print(*notes, sep="\n", end="\n" if notes else "")

@@ -102,6 +102,8 @@ def index_dataset(
     limits: Limits = LIMITS,
     engine: Engine | None = None,
     name: str = "tars",
+    description: str = "",
+    licence: str = "",
     report: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Indexed:
@@ -119,6 +121,8 @@ def index_dataset(
         limits: samples beyond them are left out and counted.
         engine: where the tars are read; None: in this process. The bytes do not depend on it.
         name: what the manifest calls the recipe.
+        description: one line for people, kept in the manifest.
+        licence: of the pictures, kept in the manifest.
         report: called with the bytes done and the bytes in all.
         log: takes a line for people about whatever was left out.
 
@@ -135,8 +139,8 @@ def index_dataset(
     folder = _choose_output(tars, output)
     base, placed = place_tars([*tars, *unfinished], folder)
     tars, unfinished = placed[: len(tars)], placed[len(tars) :]
-    recipe = {"name": name, "heldout": heldout.model_dump(mode="json"), "skip_damaged": skip_damaged}
-    recipe["limits"] = limits.model_dump(mode="json")
+    recipe = {"name": name, "description": description, "licence": licence, "skip_damaged": skip_damaged}
+    recipe |= {"heldout": heldout.model_dump(mode="json"), "limits": limits.model_dump(mode="json")}
     listing = "".join(f"{tar.path} {tar.size}\n" for tar in tars)
     inputs = {"tars": f"{len(tars)}, sha256 {hashlib.sha256(listing.encode(errors='surrogateescape')).hexdigest()}"}
     what = identity(recipe, inputs, "tars", fields.model_dump(mode="json")) | ({"base": base} if base else {})

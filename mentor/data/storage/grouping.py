@@ -107,7 +107,7 @@ class Groups:
         again = hash(key) in self._keys
         self._keys.add(hash(key))
         if self._choose(self._number, key):
-            wrong = BadSample("key twice", "samples of the same name stand apart") if again else None
+            wrong = BadSample("duplicate key", "samples of the same name stand apart") if again else None
             self._current = Encoded(key, wrong=wrong)
 
     def _fault(self, sample: Encoded, member: Member, ending: str) -> BadSample | None:

@@ -7,16 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
+from webserver import Web
 
 from mentor.data.storage.cache import ShardCache
 from mentor.data.storage.remote import Missing, Patience, Unreadable
@@ -39,75 +36,6 @@ for turn in range(rounds):
         with os.fdopen(file, "rb") as opened:
             assert hashlib.sha256(opened.read()).hexdigest() == digest, path
 """
-
-
-class Web(ThreadingHTTPServer):
-    """Serves `files` on this machine, slowly in `pieces` of a file when asked to."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {}
-        self.asked: Counter[str] = Counter()
-        self.pieces, self.pause = 1, 0.0
-        self.body: Callable[[bytes], bytes] = lambda content: content
-        self.length: Callable[[bytes], int | None] = len
-        self.active: Counter[str] = Counter()
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}{path}"
-
-    def add(self, path: str, size: int = SIZE) -> tuple[str, str]:
-        content = hashlib.sha256(path.encode()).digest() * (size // 32)
-        self.files[path] = content + bytes(size - len(content))
-        return self.url(path), hashlib.sha256(self.files[path]).hexdigest()
-
-    def handle_error(self, request, client_address) -> None:
-        pass
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Web  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_HEAD(self) -> None:
-        self._head()
-
-    def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
-        content = self.server.body(self._head())
-        for start in range(0, len(content), max(1, len(content) // self.server.pieces)):
-            self.wfile.write(content[start : start + max(1, len(content) // self.server.pieces)])
-            self.server.active[self.path] += 1
-            time.sleep(self.server.pause)
-        self.close_connection = True
-
-    def _head(self) -> bytes:
-        content = self.server.files.get(self.path, b"")
-        self.send_response(200 if content else 404)
-        length = self.server.length(content)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        self.send_header("ETag", hashlib.md5(content).hexdigest())
-        self.end_headers()
-        return content
-
-    def log_message(self, format: str, *args) -> None:
-        pass
-
-
-@pytest.fixture
-def web(monkeypatch) -> Iterator[Web]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Web()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def content_of(cache: ShardCache, *args) -> bytes:
@@ -142,8 +70,18 @@ def start_reader(folder: Path, limit: int, web: Web, shift: int, rounds: int) ->
     return process
 
 
+def start_slow_reader(folder: Path, web: Web, rounds: int, pieces: int) -> subprocess.Popen:
+    """A reader that has got so many of the 20 pieces of /a.tar and waits for the next."""
+    web.pieces, web.pause = 20, 0.1
+    process = start_reader(folder, SIZE, web, 0, rounds)
+    deadline = time.monotonic() + 30
+    while web.active["/a.tar"] < pieces and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
 def test_a_file_is_downloaded_once_and_then_needs_no_network(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path / "cache", 10 * SIZE, HASTY)
     assert content_of(cache, url, SIZE, digest) == web.files["/a.tar"]
     web.files.clear()
@@ -156,7 +94,7 @@ def test_a_file_is_downloaded_once_and_then_needs_no_network(web, tmp_path):
 
 
 def test_a_file_that_another_process_finished_just_now_is_not_downloaded_again(web, tmp_path, monkeypatch):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, 10 * SIZE, HASTY)
     content_of(cache, url, SIZE, digest)
     look, looked = cache._cached, []
@@ -167,7 +105,7 @@ def test_a_file_that_another_process_finished_just_now_is_not_downloaded_again(w
 
 
 def test_without_a_digest_new_content_under_the_same_url_is_noticed(web, tmp_path):
-    url, _ = web.add("/a.tar")
+    url, _ = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, 10 * SIZE, HASTY)
     first = content_of(cache, url)
     assert content_of(cache, url) == first and web.asked["/a.tar"] == 1
@@ -176,7 +114,7 @@ def test_without_a_digest_new_content_under_the_same_url_is_noticed(web, tmp_pat
 
 
 def test_digests_keep_two_versions_of_one_url_apart(web, tmp_path):
-    url, old = web.add("/a.tar")
+    url, old = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, 10 * SIZE, HASTY)
     before = content_of(cache, url, SIZE, old)
     web.files["/a.tar"] = bytes(SIZE)
@@ -209,7 +147,7 @@ def test_hostile_names_are_refused(url, tmp_path):
 
 
 def test_the_least_recently_used_file_goes_first(web, tmp_path):
-    wanted = [web.add(f"/{number}.tar") for number in range(4)]
+    wanted = [web.add(f"/{number}.tar", SIZE) for number in range(4)]
     cache = ShardCache(tmp_path, 3 * SIZE, HASTY)
     for number in (0, 1, 2, 0, 3):
         content_of(cache, wanted[number][0], SIZE, wanted[number][1])
@@ -222,7 +160,7 @@ def test_the_least_recently_used_file_goes_first(web, tmp_path):
 
 
 def test_a_descriptor_outlives_the_eviction_of_its_file(web, tmp_path):
-    (first, first_digest), (second, second_digest) = web.add("/a.tar"), web.add("/b.tar")
+    (first, first_digest), (second, second_digest) = web.add("/a.tar", SIZE), web.add("/b.tar", SIZE)
     cache = ShardCache(tmp_path, SIZE, HASTY)
     with os.fdopen(cache.open(first, SIZE, first_digest), "rb") as file:
         content_of(cache, second, SIZE, second_digest)
@@ -232,7 +170,7 @@ def test_a_descriptor_outlives_the_eviction_of_its_file(web, tmp_path):
 
 def test_a_file_larger_than_the_cache_is_refused_with_both_sizes(web, tmp_path):
     small, small_digest = web.add("/small.tar", 50)
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, SIZE - 1, HASTY)
     content_of(cache, small, 50, small_digest)
     with pytest.raises(UserError, match=r"a\.tar has 200,000 bytes and the cache .* only 199,999"):
@@ -243,14 +181,14 @@ def test_a_file_larger_than_the_cache_is_refused_with_both_sizes(web, tmp_path):
 
 
 def test_files_that_are_not_the_caches_own_are_left_alone(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     (tmp_path / "notes.txt").write_bytes(b"x" * 2 * SIZE)
     content_of(ShardCache(tmp_path, SIZE, HASTY), url, SIZE, digest)
     assert (tmp_path / "notes.txt").stat().st_size == 2 * SIZE
 
 
 def test_wrong_content_is_named_with_both_digests_after_one_more_try(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.body = lambda content: content[:-1] + b"!"
     found = hashlib.sha256(web.files["/a.tar"][:-1] + b"!").hexdigest()
     with pytest.raises(Unreadable) as caught:
@@ -261,7 +199,7 @@ def test_wrong_content_is_named_with_both_digests_after_one_more_try(web, tmp_pa
 
 
 def test_content_that_was_wrong_once_is_taken_when_it_comes_right(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.body = lambda content: content if web.asked["/a.tar"] > 1 else content[:-1] + b"!"
     assert content_of(ShardCache(tmp_path, 2 * SIZE, HASTY), url, SIZE, digest) == web.files["/a.tar"]
 
@@ -270,7 +208,7 @@ def test_content_that_was_wrong_once_is_taken_when_it_comes_right(web, tmp_path)
     ("size", "message"), [(SIZE + 1, "200,000 bytes instead of 200,001"), (SIZE - 1, "or more instead of 199,999")]
 )
 def test_a_wrong_length_is_named_with_both_values(web, tmp_path, size, message):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, 2 * SIZE, HASTY)
     for known in (digest, None):
         with pytest.raises(Unreadable, match=message):
@@ -279,14 +217,14 @@ def test_a_wrong_length_is_named_with_both_values(web, tmp_path, size, message):
 
 
 def test_an_endless_body_is_not_written_beyond_its_size(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.body, web.length = (lambda content: content * 50), (lambda content: len(content) * 50)
     with pytest.raises(Unreadable, match="or more instead of"):
         ShardCache(tmp_path, 2 * SIZE, HASTY).open(url, SIZE, digest)
 
 
 def test_a_truncated_body_leaves_nothing(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.body = lambda content: content[: SIZE // 2]
     with pytest.raises(Unreadable, match=r"a\.tar cannot be read after 2 attempts"):
         ShardCache(tmp_path, 2 * SIZE, HASTY).open(url, SIZE, digest)
@@ -294,7 +232,7 @@ def test_a_truncated_body_leaves_nothing(web, tmp_path):
 
 
 def test_a_server_that_does_not_tell_the_size_is_refused_unless_the_size_is_known(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.length = lambda content: None
     cache = ShardCache(tmp_path, 2 * SIZE, HASTY)
     with pytest.raises(Unreadable, match="does not tell its size"):
@@ -310,14 +248,14 @@ def test_a_missing_file_is_named(web, tmp_path):
 
 
 def test_a_cached_file_that_somebody_cut_is_fetched_anew(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     cache = ShardCache(tmp_path, 2 * SIZE, HASTY)
     os.truncate(cache.fetch(url, SIZE, digest), 100)
     assert content_of(cache, url, SIZE, digest) == web.files["/a.tar"]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(web, tmp_path, monkeypatch):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
 
     def full(*args) -> None:
         raise OSError(28, "No space left on device")
@@ -335,7 +273,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_forked_process_downloads_too(web, tmp_path):
-    (first, first_digest), (second, second_digest) = web.add("/a.tar"), web.add("/b.tar")
+    (first, first_digest), (second, second_digest) = web.add("/a.tar", SIZE), web.add("/b.tar", SIZE)
     cache = ShardCache(tmp_path, 2 * SIZE, HASTY)
     content_of(cache, first, SIZE, first_digest)
     child = multiprocessing.get_context("fork").Process(target=content_of, args=(cache, second, SIZE, second_digest))
@@ -347,7 +285,7 @@ def test_a_forked_process_downloads_too(web, tmp_path):
 
 
 def test_threads_share_one_download(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     web.pieces, web.pause = 5, 0.05
     cache = ShardCache(tmp_path, SIZE, HASTY)
     with ThreadPoolExecutor(8) as pool:
@@ -357,7 +295,7 @@ def test_threads_share_one_download(web, tmp_path):
 
 
 def test_downloads_that_do_not_fit_side_by_side_wait_for_each_other(web, tmp_path):
-    wanted = [web.add(f"/{number}.tar") for number in range(4)]
+    wanted = [web.add(f"/{number}.tar", SIZE) for number in range(4)]
     web.pieces, web.pause = 4, 0.03
     cache = ShardCache(tmp_path, SIZE + SIZE // 2, HASTY)
     most = 0
@@ -373,7 +311,7 @@ def test_downloads_that_do_not_fit_side_by_side_wait_for_each_other(web, tmp_pat
 @pytest.mark.parametrize(("shards", "rounds"), [(12, 1), (3, 6)])
 def test_processes_share_a_cache_and_keep_its_bound(web, tmp_path, shards, rounds):
     for number in range(12):
-        web.add(f"/{number}.tar")
+        web.add(f"/{number}.tar", SIZE)
     web.pieces, web.pause = 2, 0.002
     limit = shards * SIZE
     folder = tmp_path / "cache"
@@ -391,12 +329,8 @@ def test_processes_share_a_cache_and_keep_its_bound(web, tmp_path, shards, round
 
 
 def test_a_killed_download_leaves_no_file_and_the_next_one_works(web, tmp_path):
-    url, digest = web.add("/a.tar")
-    web.pieces, web.pause = 20, 0.1
-    process = start_reader(tmp_path, SIZE, web, 0, 2)
-    deadline = time.monotonic() + 30
-    while web.active["/a.tar"] < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    url, digest = web.add("/a.tar", SIZE)
+    process = start_slow_reader(tmp_path, web, rounds=2, pieces=5)
     assert files(tmp_path) == [".part"]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -409,7 +343,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_works(web, tmp_path):
 
 
 def test_left_overs_of_the_killed_are_removed_by_other_downloads(web, tmp_path):
-    url, digest = web.add("/a.tar")
+    url, digest = web.add("/a.tar", SIZE)
     (tmp_path / f"{'0' * 40}.part").write_bytes(b"x" * SIZE)
     cache = ShardCache(tmp_path, SIZE, HASTY)
     assert content_of(cache, url, SIZE, digest) == web.files["/a.tar"]
@@ -417,12 +351,8 @@ def test_left_overs_of_the_killed_are_removed_by_other_downloads(web, tmp_path):
 
 
 def test_a_waiting_process_takes_over_from_a_killed_one(web, tmp_path):
-    url, digest = web.add("/a.tar")
-    web.pieces, web.pause = 20, 0.1
-    process = start_reader(tmp_path, SIZE, web, 0, 1)
-    deadline = time.monotonic() + 30
-    while web.active["/a.tar"] < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    url, digest = web.add("/a.tar", SIZE)
+    process = start_slow_reader(tmp_path, web, rounds=1, pieces=3)
     cache = ShardCache(tmp_path, SIZE, HASTY)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(content_of, cache, url, SIZE, digest)

@@ -1,171 +1,26 @@
-"""Data sets of image codes: every example whole and in its place, damage named, nothing foreign believed."""
+"""Data sets of image codes: every example whole and in its place, damage and what does not fit named."""
 
-import io
 import json
 import tarfile
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from codepacks import LAYOUT, TASKS, batches, check_content, module, same, write
 
 from mentor.data.codes import CodeSet, gather, samples_of
 from mentor.data.collate import pack, to_device, unpack
-from mentor.data.datamodule import DataModule
 from mentor.data.making.building import write_dataset
 from mentor.data.order import Sample
-from mentor.data.packs import NO_PIXELS, CodeLayout, Pack, decode_pack, encode_pack
 from mentor.data.records import Record, UnusableSample
-from mentor.data.settings import DataConfig
-from mentor.data.storage.decoding import BadSample
-from mentor.data.storage.index import Counted
-from mentor.data.storage.manifest import begin, finish, identity, lock, shard_path
 from mentor.data.storage.shards import ShardSet
-from mentor.data.storage.writing import Sample as Stored
-from mentor.data.storage.writing import write_shard
 from mentor.errors import UserError
-from mentor.types import Batch, ImageSegment, TextSegment, prompt_images, prompt_text
-
-TASKS = ("reconstruct", "text_to_image")
-LAYOUT = CodeLayout(
-    tokenizer="0123456789abcdef",
-    image_size=16,
-    grid=(2, 3),
-    vocabulary=1000,
-    feature_width=0,
-    tasks=TASKS,
-    variants=1,
-    seed=0,
-    image_only=0.1,
-    recover_min_scale=0.2,
-    recover_distort=0.5,
-    recover_distractors=True,
-)
-FEATURES = LAYOUT.model_copy(update={"feature_width": 5})
-
-
-def make_pack(task: str, numbers: range, images: int | None = None) -> Pack:
-    """Example number i has the target ids i, focus i / 1000, and references of the ids 500 + i."""
-    count = len(numbers)
-    shown = images if images is not None else int(task == "reconstruct")
-    base = np.array(numbers).reshape(-1, 1, 1) * np.ones((1, *LAYOUT.grid))
-    return Pack(
-        task=task,
-        keys=[f"{number:06d}" for number in numbers],
-        prompts=[
-            (TextSegment(f"number {number} "), *(ImageSegment(NO_PIXELS, f"name {i}") for i in range(shown)))
-            for number in numbers
-        ],
-        images=[tuple(range(shown * i, shown * (i + 1))) for i in range(count)],
-        targets=base,
-        focus=base / 1000,
-        references=np.repeat(base, shown, axis=0) + 500,
-        captions=[f"caption {number}" for number in numbers],
-    )
-
-
-def features_of(one: Pack) -> np.ndarray:
-    return np.repeat(one.references[:, None], 5, axis=1) / 10
-
-
-def write(root: Path, layout: CodeLayout = LAYOUT, train: int = 6, size: int = 10, heldout: int = 2) -> Path:
-    """`train` packs of each task with `size` examples, two packs a shard."""
-    what = identity({"name": "codes"}, {}, "codes", layout.model_dump(mode="json"))
-    with lock(root):
-        begin(root, what)
-        shards = []
-        for split, count, base in (("train", train, 0), ("heldout", heldout, 300)):
-            packs = [
-                (task, make_pack(task, range(base + i * size, base + (i + 1) * size)))
-                for i in range(count)
-                for task in layout.tasks
-            ]
-            for number in range(0, len(packs), 2):
-                samples = []
-                for place, (task, one) in enumerate(packs[number : number + 2]):
-                    members = encode_pack(one, features_of(one) if layout.feature_width else None, layout)
-                    samples.append(Stored(f"{split}-{number + place:04d}-{task}", members, Counted(tasks=(task,))))
-                shards.append(write_shard(root, shard_path(split, number // 2), split, samples, layout.members))
-        finish(root, what, shards)
-    return root
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("codes") / "codes")
-
-
-def module(root: Path | None, lines: list[str] | None = None, rank: int = 0, world: int = 1, **changes) -> DataModule:
-    settings = {"root": root and str(root), "mixture": dict.fromkeys(TASKS, 1.0), "batch_size": 8, "image_size": 16}
-    settings |= {"workers": 0, "validation_batch_size": 8, "lanes": 2} | changes
-    made = DataModule(DataConfig(**settings), 0, [].append if lines is None else lines.append)
-    made.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
-    return made
-
-
-def batches(data: DataModule, count: int) -> list[Batch]:
-    return list(islice(data.train_dataloader(), count))
-
-
-def check_content(batch: Batch) -> None:
-    """Every row is the example that its key says."""
-    assert batch.codes is not None
-    numbers = torch.tensor([int(key) for key in batch.keys])
-    shown = [number for number, prompt in zip(numbers, batch.prompts, strict=True) for _ in prompt_images(prompt)]
-    expected = numbers[:, None, None].expand(-1, *LAYOUT.grid)
-    assert torch.equal(batch.codes.target_ids, expected)
-    torch.testing.assert_close(batch.focus, expected / 1000, atol=1e-3, rtol=0)
-    assert [prompt_text(prompt).split(" ")[1] for prompt in batch.prompts] == [str(int(key)) for key in batch.keys]
-    assert batch.codes.reference_ids[:, 0, 0].tolist() == [500 + int(number) for number in shown]
-    if batch.codes.reference_features is not None:
-        assert batch.codes.reference_features.shape[0] == len(shown)
-        for number, features in zip(shown, batch.codes.reference_features, strict=True):
-            whole = features.float()
-            torch.testing.assert_close(whole, torch.full_like(whole, (500 + int(number)) / 10), atol=0.03, rtol=0)
-
-
-def same(one: Batch, two: Batch) -> bool:
-    return (
-        list(one.keys) == list(two.keys)
-        and list(one.tasks) == list(two.tasks)
-        and [prompt_text(prompt) for prompt in one.prompts] == [prompt_text(prompt) for prompt in two.prompts]
-        and torch.equal(one.codes.target_ids, two.codes.target_ids)
-        and torch.equal(one.codes.reference_ids, two.codes.reference_ids)
-        and torch.equal(one.focus, two.focus)
-    )
-
-
-@pytest.mark.parametrize("layout", [LAYOUT, FEATURES], ids=["ids", "features"])
-def test_a_pack_is_read_as_it_was_written(layout: CodeLayout) -> None:
-    one = make_pack("reconstruct", range(7), images=2)
-    members = encode_pack(one, features_of(one), layout)
-    assert tuple(members) == layout.members
-    read = decode_pack(members, layout, 7)
-    assert (read.task, read.keys, read.images, read.captions) == (one.task, one.keys, one.images, one.captions)
-    assert [[getattr(part, "text", getattr(part, "name", "")) for part in prompt] for prompt in read.prompts] == [
-        [f"number {number} ", "name 0", "name 1"] for number in range(7)
-    ]
-    assert np.array_equal(read.targets, one.targets)
-    assert np.array_equal(read.references, one.references)
-    np.testing.assert_allclose(read.focus, one.focus, atol=1e-3)
-    sizes = layout.sizes(np.array([len(members["targets.npy"])]))
-    assert sizes is not None and sizes.tolist() == [7]
-
-
-def test_numpy_itself_reads_the_arrays() -> None:
-    members = encode_pack(make_pack("reconstruct", range(3)), None, LAYOUT)
-    assert np.load(io.BytesIO(members["targets.npy"])).tolist() == make_pack("reconstruct", range(3)).targets.tolist()
-
-
-def test_large_vocabularies_get_wider_ids_and_large_pictures_smaller_packs() -> None:
-    assert LAYOUT.ids.itemsize == 2
-    assert LAYOUT.model_copy(update={"vocabulary": 1 << 16}).ids.itemsize == 2
-    assert LAYOUT.model_copy(update={"vocabulary": (1 << 16) + 1}).ids.itemsize == 4
-    assert LAYOUT.examples == 512
-    assert LAYOUT.model_copy(update={"grid": (64, 64)}).examples < 512
-    assert LAYOUT.model_copy(update={"grid": (32, 32), "feature_width": 256}).examples == 64
 
 
 @pytest.mark.parametrize("changes", [{}, {"feature_width": 5}], ids=["ids", "features"])
@@ -290,64 +145,6 @@ def test_damaged_heldout_packs_do_not_count_and_are_reported_once(tmp_path: Path
     assert len(lines) == 1 and "heldout-0000-reconstruct" in lines[0]
     with pytest.raises(UserError, match=r"checksum differs.*max_bad"):
         list(module(root, mixture={"reconstruct": 1.0}).val_dataloader())
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def claimed(descr: str, shape: tuple[int, ...], content: bytes) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-    return file.getvalue() + content
-
-
-def described(**changes) -> bytes:
-    good = json.loads(encode_pack(make_pack("reconstruct", range(4)), None, LAYOUT)["json"])
-    return json.dumps(good | changes).encode()
-
-
-@pytest.mark.parametrize(
-    ("member", "content", "message"),
-    [
-        ("targets.npy", claimed("|O", (4, 2, 3), b"cos\nsystem\n(S'true'\ntR."), "not numbers"),
-        ("targets.npy", claimed("<u2", (1 << 40, 2, 3), bytes(48)), "does not fit"),
-        ("targets.npy", npy(np.full((4, 2, 3), 1000, np.uint16)), "id 1000, codes end at 999"),
-        ("targets.npy", npy(np.zeros((5, 2, 3), np.uint16)), r"\(5, 2, 3\)"),
-        ("targets.npy", npy(np.zeros((4, 2, 3), np.int64)), "int64"),
-        ("targets.npy", npy(np.zeros((4, 2, 3), ">u2")), "of >u2"),
-        ("references.npy", npy(np.full((4, 2, 3), 65535, np.uint16)), "references hold the id 65535"),
-        ("references.npy", npy(np.zeros((3, 2, 3), np.uint16)), r"references are \(3, 2, 3\)"),
-        ("focus.npy", npy(np.full((4, 2, 3), np.nan, np.float16)), "focus"),
-        ("focus.npy", npy(np.full((4, 2, 3), -0.5, np.float16)), "focus"),
-        ("focus.npy", npy(np.full((4, 2, 3), 1.01, np.float16)), "focus"),
-        ("json", b"[" * 100_000, "damaged json"),
-        ("json", b"[]", "not that of a pack"),
-        ("json", described(keys=["a", "b", "c"]), "3 keys"),
-        ("json", described(keys=[1, 2, 3, 4]), "not text"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], [{"image": -1}]]), "negative row"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], [{"image": 10**9}]]), "1000000001"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], [{"image": True}]]), "not that of a pack"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], [{"name": "x"}]]), "not that of a pack"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], [["x"]]]), "not that of a pack"),
-        ("json", described(prompts=[["x"], ["x"], ["x"], None]), "not that of a pack"),
-    ],
-)
-def test_hostile_members_are_refused_before_anything_comes_of_them(member: str, content: bytes, message: str) -> None:
-    members = encode_pack(make_pack("reconstruct", range(4)), None, LAYOUT) | {member: content}
-    with pytest.raises(BadSample, match=message):
-        decode_pack(members, LAYOUT, 4)
-
-
-def test_features_that_do_not_fit_are_refused_when_written_and_when_read() -> None:
-    one = make_pack("reconstruct", range(4))
-    with pytest.raises(ValueError, match="too large for 16 bits"):
-        encode_pack(one, features_of(one) + 1e6, FEATURES)
-    members = encode_pack(one, features_of(one), FEATURES)
-    with pytest.raises(BadSample, match="features are"):
-        decode_pack(members | {"features.npy": npy(np.zeros((4, 4, 2, 3), np.float16))}, FEATURES, 4)
 
 
 @pytest.mark.parametrize("changes", [{"grid": [2, 4]}, {"feature_width": 3}, {"grid": "x"}, {"unknown": 1}])

@@ -1,6 +1,5 @@
 """Duplicates: which picture stays, that the quick search is the pairwise one, and what fingerprints survive."""
 
-import io
 import sys
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import saved
 from PIL import Image
 
 from mentor.data.making import duplicates
@@ -43,12 +43,6 @@ class Bytes:
 def natural(seed: int, side: int = 160) -> Image.Image:
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def saved(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 def items(*contents: bytes | None) -> list[Item]:

@@ -5,16 +5,14 @@ import multiprocessing
 import os
 import signal
 import tarfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from webserver import serving
 
 from mentor.data.datamodule import DataModule
 from mentor.data.making.building import write_dataset
@@ -23,7 +21,6 @@ from mentor.data.settings import DataConfig
 from mentor.errors import UserError
 
 pytestmark = [pytest.mark.fault(13)]
-
 SIZE = 16
 
 
@@ -228,19 +225,11 @@ def test_captions_come_from_every_data_set(two: dict[str, object]) -> None:
     assert {int(caption.split()[1]) >= 1000 for caption in captions} == {True, False}
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def served(root: Path) -> Iterator[str]:
     """The data set behind a web server of this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(root) as url:
+        yield url
 
 
 @pytest.mark.parametrize("workers", [0, 2])

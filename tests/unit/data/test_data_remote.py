@@ -3,13 +3,13 @@
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
 import pytest
+from webserver import Web
 
 from mentor.data.storage.remote import (
     SCHEMES,
@@ -30,58 +30,10 @@ HASTY = Patience(attempts=3, pause=0.01, timeout=5)
 CONTENT = bytes(range(256)) * 1200
 
 
-class Web(ThreadingHTTPServer):
-    """A server on this machine that serves `files` and does what `fault` wants, told the handler and the content."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {"/a.tar": CONTENT}
-        self.fault: Callable[[BaseHTTPRequestHandler, bytes], bool] = lambda handler, content: False
-        self.asked: Counter[str] = Counter()
-
-    def url(self, path: str = "/a.tar") -> str:
-        return f"http://127.0.0.1:{self.server_port}{path}"
-
-    def handle_error(self, request, client_address) -> None:
-        pass
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Web  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_HEAD(self) -> None:
-        self._answer(self.server.files.get(self.path), body=False)
-
-    def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
-        content = self.server.files.get(self.path)
-        if content is None or not self.server.fault(self, content):
-            self._answer(content, body=True)
-
-    def _answer(self, content: bytes | None, body: bool) -> None:
-        self.send_response(404 if content is None else 200)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        if body and content:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args) -> None:
-        pass
-
-
 @pytest.fixture
-def web(monkeypatch) -> Iterator[Web]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Web()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def web(web: Web) -> Web:
+    web.files["/a.tar"] = CONTENT
+    return web
 
 
 def some_of(content: bytes, count: int, claimed: int | None = None) -> Callable[[BaseHTTPRequestHandler], None]:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import json
 import os
 import random
@@ -14,70 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from noise import MEMBERS, RECIPE, RECORDS, assert_same, make_record, pairs
 
 from mentor.data.making.building import write_dataset
-from mentor.data.records import SCHEMA_VERSION, Record, RecordObject, UnusableSample, View
-from mentor.data.storage.decoding import BadSample
-from mentor.data.storage.encoding import Layout, decode_record, encode_members, encode_record
+from mentor.data.records import SCHEMA_VERSION, UnusableSample
 from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
-
-RECIPE = {"name": "test", "size": 16}
-MEMBERS = ("json", "masks.png", "png", "txt", "viewmasks.png", "views.png")
-
-
-def make_record(number: int, size: int = 16, objects: int = 1, views: int = 2) -> Record:
-    """A record of noise; of several objects or views every second has no mask."""
-    rng = np.random.default_rng(number)
-
-    def image() -> np.ndarray:
-        return rng.integers(0, 256, (size, size + 4, 3), dtype=np.uint8)
-
-    def mask() -> np.ndarray:
-        return rng.random((size, size + 4)) < 0.5
-
-    return Record(
-        key=f"record-{number:04d}",
-        image=image(),
-        captions=(f"a thing number {number}", "piñata"),
-        objects=tuple(
-            RecordObject(f"thing {i}", mask() if i % 2 == 0 else None, f"thing {i} at the left", {"place": i})
-            for i in range(objects)
-        ),
-        views=tuple(View(image(), mask() if i % 2 else None, {"turn": i}) for i in range(views)),
-        subject="thing 0" if objects else "",
-        attributes={"kind": "scene", "background": {"kind": "plain", "colour": "red"}},
-    )
-
-
-def assert_same(first: Record, second: Record) -> None:
-    assert (first.key, first.captions, first.subject) == (second.key, second.captions, second.subject)
-    assert first.tasks == second.tasks
-    assert first.attributes == second.attributes
-    assert np.array_equal(first.image, second.image)
-    assert len(first.objects) == len(second.objects)
-    assert len(first.views) == len(second.views)
-    for one, other in zip(first.objects, second.objects, strict=True):
-        assert (one.name, one.phrase, one.attributes) == (other.name, other.phrase, other.attributes)
-        assert_same_mask(one.mask, other.mask)
-    for one, other in zip(first.views, second.views, strict=True):
-        assert one.attributes == other.attributes
-        assert np.array_equal(one.image, other.image)
-        assert_same_mask(one.mask, other.mask)
-
-
-def assert_same_mask(first: np.ndarray | None, second: np.ndarray | None) -> None:
-    assert (first is None) == (second is None)
-    assert first is None or second is None or (second.dtype == np.bool_ and np.array_equal(first, second))
-
-
-RECORDS = [make_record(number, objects=number % 3, views=number % 4) for number in range(11)]
-RECORDS[4] = replace(RECORDS[4], captions=(), tasks=("segment",))
-
-
-def pairs() -> list[tuple[str, Record]]:
-    return [("heldout" if number % 5 == 4 else "train", record) for number, record in enumerate(RECORDS)]
 
 
 @pytest.fixture(scope="module")
@@ -103,58 +44,6 @@ def rewrite(root: Path, shard: str, change: object) -> None:
         if row["path"] == shard:
             row["bytes"] = len(content)
     (root / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("number", range(len(RECORDS)))
-def test_a_record_survives_encoding(number: int) -> None:
-    members = encode_record(RECORDS[number], Layout())
-    assert tuple(members) == MEMBERS
-    assert_same(RECORDS[number], decode_record(RECORDS[number].key, members))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"key": "a.b"}, "without dots"),
-        ({"image": np.zeros((4, 4), np.uint8)}, "y x 3"),
-        ({"objects": (RecordObject("x", np.zeros((3, 3), bool)),)}, "every mask"),
-        ({"views": (View(np.zeros((3, 3, 3), np.uint8), np.zeros((4, 4), bool)),)}, "one size"),
-    ],
-)
-def test_records_that_break_the_schema_are_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encode_record(replace(RECORDS[1], **change), Layout())
-
-
-@pytest.mark.parametrize("picture", ["jpg", "webp"])
-def test_a_layout_of_another_format_keeps_pictures_closely_and_masks_exactly(picture: str) -> None:
-    smooth = np.broadcast_to(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], (16, 20, 3))
-    record = replace(RECORDS[5], image=smooth, views=(View(smooth, None), View(smooth, RECORDS[5].objects[0].mask)))
-    layout = Layout(picture=picture, quality=95)
-    members = encode_record(record, layout)
-    assert tuple(members) == layout.members == tuple(sorted(layout.members))
-    assert set(layout.members) == {"json", "txt", picture, "masks.png", "viewmasks.png", "views.jpg"}
-    back = decode_record(record.key, members)
-    assert np.abs(back.image.astype(int) - smooth).max() < 8
-    assert_same_mask(back.objects[0].mask, record.objects[0].mask)
-    assert back.views[0].mask is None and np.abs(back.views[1].image.astype(int) - smooth).max() < 8
-    assert_same_mask(back.views[1].mask, record.objects[0].mask)
-
-
-def test_a_layout_without_masks_and_views_has_three_members_and_refuses_either() -> None:
-    layout = Layout(masks=False, views=False)
-    assert tuple(encode_record(RECORDS[0], layout)) == layout.members == ("json", "png", "txt")
-    assert_same(RECORDS[0], decode_record(RECORDS[0].key, encode_record(RECORDS[0], layout)))
-    for record in (RECORDS[1], replace(RECORDS[0], views=RECORDS[1].views)):
-        with pytest.raises(ValueError, match="no members"):
-            encode_record(record, layout)
-
-
-def test_a_picture_that_is_encoded_already_is_kept_to_the_byte() -> None:
-    file = io.BytesIO()
-    Image.fromarray(RECORDS[1].image).save(file, "JPEG", quality=80)
-    members = encode_members(RECORDS[1], file.getvalue(), Layout(picture="jpg"))
-    assert members["jpg"] == file.getvalue()
 
 
 def test_records_are_read_at_random(pristine: Path) -> None:
@@ -384,31 +273,6 @@ def test_one_flipped_bit_in_any_member_names_shard_and_key(dataset: Path, member
     with pytest.raises(UnusableSample, match=r"train/000000\.tar is damaged \(sample record-0002: checksum") as caught:
         opened.record(0, 2)
     assert caught.value.shard.endswith("train/000000.tar") and caught.value.reason == "checksum differs"
-
-
-@pytest.mark.parametrize(
-    ("member", "content"),
-    [
-        ("json", b"{"),
-        ("json", b"[" * 50_000),
-        ("json", b'{"captions": []}'),
-        ("png", b"GIF89a"),
-        ("masks.png", b""),
-        ("views.png", b"\x89PNG\r\n\x1a\n"),
-    ],
-)
-def test_a_damaged_member_is_a_bad_sample_that_names_it(member: str, content: bytes) -> None:
-    members = {**encode_record(RECORDS[5], Layout()), member: content}
-    with pytest.raises(BadSample, match=member.partition(".")[0]):
-        decode_record("x", members)
-
-
-def test_masks_of_another_size_are_refused() -> None:
-    members = encode_record(RECORDS[1], Layout())
-    file = io.BytesIO()
-    Image.new("L", (3, 3)).save(file, "PNG")
-    with pytest.raises(ValueError, match=r"masks\.png does not fit"):
-        decode_record("x", {**members, "masks.png": file.getvalue()})
 
 
 def test_a_failure_while_writing_leaves_no_shard(tmp_path: Path) -> None:
