@@ -91,28 +91,65 @@ def validate(cls: Any, data: Mapping[str, Any]) -> Any:
 
 
 def compose_command(name: str, arguments: Sequence[str], usage: str) -> dict[str, Any]:
-    """The configuration a command line asks for; `--help` and `--cfg` print and end the program with code 0.
+    """The configuration that a command line asks for; `--help` and `--cfg` print and end the program.
 
     Args:
         name: YAML file to compose.
         arguments: what stands after the program's name.
         usage: text that `--help` prints above the groups and their choices.
     """
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    if "--help" in flags or "-h" in flags:
+    return compose_with_options(name, arguments, usage, {})[0]
+
+
+def compose_with_options(
+    name: str, arguments: Sequence[str], usage: str, options: Mapping[str, bool]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `compose_command` gives, and the options that the command has besides, as far as they were given.
+
+    Args:
+        name: see there.
+        arguments: see there.
+        usage: see there.
+        options: name with its dashes -> whether a value belongs to it, after a blank or an equals sign.
+
+    Raises:
+        UserError: an unknown option, or one with a value too few or too many.
+    """
+    if {"--help", "-h"} & set(arguments):
         lines = [f"  {group}: {', '.join(choices)}" for group, choices in config_groups().items()]
         print("\n".join([usage, "", "Groups and their choices:", *lines]))
         sys.exit(0)
-    unknown = [flag for flag in flags if flag != "--cfg"]
-    if unknown:
-        raise UserError(
-            f"unknown option {unknown[0]}: known are --help and --cfg; settings are key=value without dashes"
-        )
-    composed = compose(name, [argument for argument in arguments if argument not in flags])
-    if flags:
+    given, settings = _split_options(arguments, {"--help": False, "--cfg": False, **options})
+    composed = compose(name, settings)
+    if "--cfg" in given:
         print(to_yaml(composed), end="")
         sys.exit(0)
-    return composed
+    return composed, given
+
+
+def _split_options(arguments: Sequence[str], known: Mapping[str, bool]) -> tuple[dict[str, str], list[str]]:
+    """The options among the arguments, with their values or empty strings, and what is no option."""
+    given: dict[str, str] = {}
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            others.append(argument)
+            continue
+        if name not in known:
+            *first, last = known
+            raise UserError(
+                f"unknown option {name}: known are {', '.join(first)} and {last}; settings are key=value without dashes"
+            )
+        if known[name]:
+            value = value if equals else next(remaining, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{name} needs a value: write {name}=VALUE")
+        elif equals:
+            raise UserError(f"{name} takes no value, found {argument}: write {name} alone")
+        given[name] = value
+    return given, others
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
@@ -251,7 +288,8 @@ def _explain(item: Any, data: Mapping[str, Any], cls: Any) -> str:
             parts.append(str(part))
     path = ".".join(parts) or "the configuration"
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key{near(parts[-1], _fields(cls, parts[:-1]))}"
+        # Another class of a union may know the key.
+        return f"{path}: unknown key{near(parts[-1], _fields(cls, parts[:-1]) - {parts[-1]})}"
     if item["type"] == "missing":
         return f"{path}: must be given"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")

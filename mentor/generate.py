@@ -4,8 +4,8 @@ import argparse
 import base64
 import io
 import json
-import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,28 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mentor import __version__
 from mentor.conditioning import encode_condition
+from mentor.data.pictures import (
+    METADATA_KEY,
+    encode_png,
+    is_finished,
+    open_image,
+    read_metadata,
+    remove_leftovers,
+    save_picture,
+)
 from mentor.errors import Arguments, UserError, check_output, run_main
 from mentor.marks import IMAGE_MARK
 from mentor.models.checkpoint import Release, load_generator
 from mentor.sampling import SamplingConfig, sample
-from mentor.types import parse_prompt
+from mentor.types import Prompt, parse_prompt
 
-METADATA_KEY = "mentor"
 BATCH_SIZE = 32
 
 
@@ -62,7 +70,24 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
     return Model(release, Path(folder), place)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Job:
+    """Pictures that are to be drawn, all checked.
+
+    Attributes:
+        about: what the metadata of every picture say, but for the seed.
+        seeds: one a picture.
+        batch_size: pictures that are drawn at a time.
+    """
+
+    model: Model
+    prompt: Prompt
+    sampling: SamplingConfig
+    about: dict[str, Any]
+    seeds: range
+    batch_size: int
+
+
 def generate(
     model: Model,
     prompt: str,
@@ -75,6 +100,7 @@ def generate(
     seed: int = 0,
     guidance_images: float | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Image.Image]:
     """Pictures that follow the prompt, as RGB; picture i uses seed + i and comes out the same whatever `num_images` is.
 
@@ -90,38 +116,71 @@ def generate(
         seed: seed of the first picture, 0 or more.
         guidance_images: a scale of its own for the reference images; None uses `guidance` for both.
         on_step: called with (tokens done, tokens in all), for progress bars.
+        batch_size: pictures that are drawn at a time.
 
     Raises:
         UserError: marks and images don't match, the prompt is too long, or a setting is out of range.
     """
-    if num_images < 1:
-        raise UserError(f"num_images {num_images} must be at least 1")
+    settings = {"guidance": guidance, "guidance_images": guidance_images, "temperature": temperature}
+    job = plan(model, prompt, images, num_images, seed, batch_size, top_k=top_k, top_p=top_p, **settings)
+    return [picture for _, picture in draw(job, job.seeds, on_step)]
+
+
+def plan(
+    model: Model,
+    prompt: str,
+    images: Sequence[Image.Image | str | Path],
+    num_images: int,
+    seed: int,
+    batch_size: int,
+    **sampling: Any,
+) -> Job:
+    """The job that `generate` does with the same arguments.
+
+    Raises:
+        UserError: as `generate` does.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
     if not 0 <= seed < 2**63 - num_images:
         raise UserError(f"seed {seed} must be 0 or more and below 2^63")
-    config = sampling_config(
-        guidance=guidance, guidance_images=guidance_images, temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    config = sampling_config(**sampling)
     pictures = [open_image(image) if isinstance(image, str | Path) else image for image in images]
     references = [to_reference(picture, model.image_size) for picture in pictures]
     parsed = parse_prompt(prompt, references)
     if not parsed:
         raise UserError("the prompt is empty: give some text, an image, or both")
-    release, made, total = model.release, [], release_tokens(model) * num_images
-    settings = {"prompt": prompt, "sampling": config.model_dump(), "size": model.image_size}
-    settings |= {"model": str(model.folder), "fingerprint": release.fingerprint, "mentor": __version__}
-    settings["images"] = [encode_png(to_picture(reference)) for reference in references]
-    for first in range(0, num_images, BATCH_SIZE):
-        seeds = list(range(seed + first, seed + min(first + BATCH_SIZE, num_images)))
-        condition = encode_condition([parsed] * len(seeds), release.image_tokenizer.encode, model.device)
-        done = len(made) * release_tokens(model)
+    about = {"prompt": prompt, "sampling": config.model_dump(), "size": model.image_size}
+    about |= {"model": str(model.folder), "fingerprint": model.release.fingerprint, "mentor": __version__}
+    about["images"] = [encode_png(to_picture(reference)) for reference in references]
+    return Job(model, parsed, config, about, range(seed, seed + num_images), batch_size)
+
+
+@torch.inference_mode()
+def draw(
+    job: Job, wanted: Collection[int], on_step: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[int, Image.Image]]:
+    """Seed and picture of those whose seeds are wanted, each as soon as its batch is drawn.
+
+    Which pictures share a batch does not depend on what is wanted, so neither does the rounding of their numbers: what
+    an interrupted job lacked comes out as it would have.
+    """
+    model, release, size = job.model, job.model.release, job.batch_size
+    batches = [job.seeds[first : first + size] for first in range(0, len(job.seeds), size)]
+    batches = [batch for batch in batches if any(seed in wanted for seed in batch)]
+    done, total = 0, release_tokens(model) * sum(map(len, batches))
+    for seeds in batches:
+        condition = encode_condition([job.prompt] * len(seeds), release.image_tokenizer.encode, model.device)
         report = _scaled(on_step, done, len(seeds), total)
-        ids = sample(release.generator, condition, seeds, config, on_step=report)
-        for picture_seed, grid in zip(seeds, ids, strict=True):
-            # One at a time: convolutions round differently in batches of different size, by up to one grey level.
-            picture = to_picture(release.image_tokenizer.decode_ids(grid.unsqueeze(0))[0].cpu())
-            picture.info[METADATA_KEY] = json.dumps(settings | {"seed": picture_seed}, ensure_ascii=False)
-            made.append(picture)
-    return made
+        ids = sample(release.generator, condition, seeds, job.sampling, on_step=report)
+        done += release_tokens(model) * len(seeds)
+        for seed, grid in zip(seeds, ids, strict=True):
+            if seed in wanted:
+                # One at a time: convolutions round differently in batches of different size, by up to one grey level.
+                picture = to_picture(release.image_tokenizer.decode_ids(grid.unsqueeze(0))[0].cpu())
+                picture.info[METADATA_KEY] = json.dumps(job.about | {"seed": seed}, ensure_ascii=False)
+                yield seed, picture
 
 
 def _scaled(
@@ -147,21 +206,6 @@ def sampling_config(**settings: Any) -> SamplingConfig:
         raise UserError(f"{where}: {message}" if where else message) from error
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The picture in a file, turned as its EXIF data says.
-
-    Raises:
-        UserError: there is no such file, or it is no whole picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGBA" if picture.has_transparency_data else "RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"no image file {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): give a whole PNG, JPEG or WebP file") from error
-
-
 def to_reference(picture: Image.Image, size: int) -> Float[Tensor, "c y x"]:
     """The picture as the model sees it: on white where transparent, centred square, `size` pixels, in [-1, 1]."""
     if picture.has_transparency_data:
@@ -176,57 +220,6 @@ def to_picture(pixels: Float[Tensor, "c y x"]) -> Image.Image:
     """An RGB picture of pixels in [-1, 1]."""
     values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(rearrange(values, "c y x -> y x c").numpy())
-
-
-def encode_png(picture: Image.Image) -> str:
-    """The picture's PNG bytes in base64."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG with its metadata, whole or not at all.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    info = PngInfo()
-    if METADATA_KEY in picture.info:
-        info.add_itxt(METADATA_KEY, picture.info[METADATA_KEY], zip=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                picture.save(file, "PNG", pnginfo=info)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What a generated PNG says of how it was made.
-
-    Raises:
-        UserError: the file is no picture, or no picture of ours.
-    """
-    try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(METADATA_KEY)
-        settings = json.loads(text) if text else None
-    except FileNotFoundError as error:
-        raise UserError(f"no image file {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a PNG that mentor.generate wrote") from error
-    wanted = {"prompt", "sampling", "seed", "images", "model", "fingerprint"}
-    if not isinstance(settings, dict) or not wanted <= settings.keys():
-        raise UserError(f"{path} has no record of how it was made: give a PNG that mentor.generate wrote")
-    return settings
 
 
 def regenerate(path: Path, model: Model | None = None) -> Image.Image:
@@ -288,7 +281,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest codes; 0 is all (default: 0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest codes with share P (default: 1)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the first picture, the next has S + 1 (default: 0)")
-    add("--grid", action="store_true", help="also write grid.png with all pictures")
+    add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="pictures drawn at a time (default: 32)")
+    add("--grid", action="store_true", help="also write grid.png with all pictures, in place of an earlier one")
+    add("--resume", action="store_true", help="keep the pictures of this very call that are there, draw the others")
+    add("--overwrite", action="store_true", help="replace other pictures of the same names, else they are refused")
     add("--from-png", type=Path, metavar="FILE", help="make the picture in FILE again from the metadata in it")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser.parse_args(arguments)
@@ -302,32 +298,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.prompt or options.image:
             raise UserError("--from-png takes prompt and images from the file: leave them out")
         model = load(options.model, options.device) if options.model else None
-        pictures = {options.from_png.name: regenerate(options.from_png, model)}
-    else:
-        if options.prompt is None or options.model is None:
-            raise UserError("give a prompt and --model DIR (or --from-png FILE); --help explains all options")
-        references = [open_image(path) for path in options.image]
-        if len(references) != options.prompt.count(IMAGE_MARK):
-            parse_prompt(options.prompt, [torch.empty(0)] * len(references))
-        model = load(options.model, options.device)
-        names = ["guidance", "guidance_images", "temperature", "top_k", "top_p", "num_images", "seed"]
-        settings = {name: getattr(options, name) for name in names}
-        with Progress(
-            TextColumn("drawing"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeRemainingColumn(),
-            transient=True,
-        ) as progress:
-            task = progress.add_task("drawing")
-            update: Callable[[int, int], None] = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
-            made = generate(model, options.prompt, references, on_step=update, **settings)
-        pictures = {f"{options.seed + index:06d}.png": picture for index, picture in enumerate(made)}
-        if options.grid:
-            pictures["grid.png"] = make_grid(made)
-    for name, picture in pictures.items():
-        save_picture(picture, options.output / name)
-        print(options.output / name)
+        picture, path = regenerate(options.from_png, model), options.output / options.from_png.name
+        is_finished(path, json.loads(picture.info[METADATA_KEY]), options.overwrite)
+        save_picture(picture, path)
+        print(path)
+        return
+    if options.prompt is None or options.model is None:
+        raise UserError("give a prompt and --model DIR (or --from-png FILE); --help explains all options")
+    references = [open_image(path) for path in options.image]
+    if len(references) != options.prompt.count(IMAGE_MARK):
+        parse_prompt(options.prompt, [torch.empty(0)] * len(references))
+    model = load(options.model, options.device)
+    names = ["num_images", "seed", "batch_size", "guidance", "guidance_images", "temperature", "top_k", "top_p"]
+    job = plan(model, options.prompt, references, **{name: getattr(options, name) for name in names})
+    for path in run_job(job, options.output, options.resume, options.overwrite, options.grid):
+        print(path)
+
+
+def run_job(job: Job, folder: Path, resume: bool, overwrite: bool, grid: bool) -> list[Path]:
+    """Draw the pictures and write each as soon as it is there; the files, less those that were finished before.
+
+    Raises:
+        UserError: another picture has one of the names, before anything is drawn; or a file cannot be written.
+    """
+    paths = {seed: folder / f"{seed:06d}.png" for seed in job.seeds}
+    there = {seed for seed, path in paths.items() if is_finished(path, job.about | {"seed": seed}, overwrite)}
+    wanted = [seed for seed in job.seeds if not (resume and seed in there)]
+    if len(wanted) < len(paths):
+        print(f"{len(paths) - len(wanted)} of {len(paths)} pictures are there already", file=sys.stderr)
+    remove_leftovers(folder)
+    columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("drawing")
+        for seed, picture in draw(job, wanted, lambda done, total: progress.update(task, completed=done, total=total)):
+            save_picture(picture, paths[seed])
+    written = [paths[seed] for seed in wanted]
+    if grid:
+        written.append(folder / "grid.png")
+        save_picture(make_grid([open_image(path) for path in paths.values()]), written[-1])
+    return written
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure this project against its goals and its peers, side by side in one run.
 
-    python tools/benchmark.py data [--json FILE] [--quick] [--work DIR]
+    python tools/benchmark.py data|training [--json FILE] [--quick] [--work DIR]
 
 Nothing else should run meanwhile.
 """
@@ -9,14 +9,17 @@ from pathlib import Path
 
 from benchmarks.data import measure_data
 from benchmarks.rows import save, show
+from benchmarks.training import measure_training
 
 from mentor.errors import Arguments, check_output, run_main
+
+SUBJECTS = {"data": measure_data, "training": measure_training}
 
 
 def main() -> None:
     """Measure, print a table and write it as JSON if asked to."""
     parser = Arguments(description="Measure this project against its goals and its peers.")
-    parser.add_argument("subject", choices=["data"], help="what is measured")
+    parser.add_argument("subject", choices=list(SUBJECTS), help="what is measured")
     parser.add_argument("--json", type=Path, help="where the rows are written")
     parser.add_argument("--quick", action="store_true", help="a tenth of the size, for a first look")
     parser.add_argument("--work", type=Path, default=Path("data/benchmark"), help="scratch folder, made if missing")
@@ -24,8 +27,8 @@ def main() -> None:
     check_output(arguments.work)
     if arguments.json is not None:
         check_output(arguments.json.parent)
-    rows = measure_data(arguments.work, arguments.quick)
-    show("Data" + (" (quick)" if arguments.quick else ""), rows)
+    rows = SUBJECTS[arguments.subject](arguments.work, arguments.quick)
+    show(arguments.subject.capitalize() + (" (quick)" if arguments.quick else ""), rows)
     if arguments.json is not None:
         save(arguments.json, arguments.subject, rows, {"quick": arguments.quick})
 

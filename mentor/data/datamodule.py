@@ -88,6 +88,10 @@ class DataModule(ResumableData):
         }
         return {task: (count, self.size) for task, count in counts.items()}
 
+    def epochs(self, number: int) -> tuple[str, float]:
+        """The task of a global batch, and how often training has seen the task's samples after it, on average."""
+        return self._stream.epochs(number)
+
     def captions(self, limit: int) -> list[str]:
         """Up to `limit` captions of training records, for training the text tokenizer; every data set gives a share."""
         share = -(-limit // len(self.train_shards))

@@ -28,6 +28,8 @@ ENDLESS = 10**9
 IN_A_ROW = 100
 # The share of unusable samples is taken of at least so many.
 LEAST_SEEN = 1000
+# A loader process that is asked to end lives on for so long, since a training in progress may want a batch from it.
+LAST_SECONDS = 60
 # Each of the first ones is named in the log, then only those at powers of two.
 NAMED = 10
 
@@ -38,6 +40,7 @@ class Progress(Protocol):
     config: DataConfig
     max_bad: float
     consumed: int
+    left_out: set[int]
     skipped: Counter[str]
     report: Callable[[str], None]
 
@@ -140,6 +143,20 @@ class CodeBatches(Dataset[PackedBatch | Failure]):
         raise UserError(f"{IN_A_ROW} samples in a row cannot be used, the last: {skipped[-1].message}")
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers from `first` on but for some, without end; each iteration begins anew."""
+
+    first: int
+    left_out: frozenset[int]
+
+    def __iter__(self) -> Iterator[int]:
+        return (number for number in range(self.first, ENDLESS) if number not in self.left_out)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+
 class TrainingLoader:
     """Iterates over the batches that training has not had yet, and counts those handed out in the data module.
 
@@ -160,7 +177,7 @@ class TrainingLoader:
         return DataLoader(
             cast(Dataset[PackedBatch | Failure], self._batches),
             batch_size=None,
-            sampler=range(self._progress.consumed, ENDLESS),
+            sampler=self.numbers(),  # type: ignore[arg-type]  # it only asks for an iterator
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -173,14 +190,18 @@ class TrainingLoader:
         progress = self._progress
         with _child_signals_left_alone():
             batches = iter(self.open())
-        while True:
+        for number in self.numbers():
             packed = self._next(batches)
             if isinstance(packed, Failure):
                 raise UserError(packed.message)
             batch = unpack(packed)
             self._count(batch)
-            progress.consumed += 1
+            progress.consumed = number + 1
             yield batch
+
+    def numbers(self) -> "Numbers":
+        """Which global batches come: from the first that has not been consumed on, but for those left out."""
+        return Numbers(self._progress.consumed, frozenset(self._progress.left_out))
 
     # Lightning warns at every resume of a loader without these two; the state itself is the data module's.
     def state_dict(self) -> dict[str, object]:
@@ -193,6 +214,11 @@ class TrainingLoader:
     def _next(self, batches: Iterator[PackedBatch | Failure]) -> PackedBatch | Failure:
         try:
             return next(batches)
+        except StopIteration:
+            raise UserError(
+                f"the data end before training does, at batch {self._progress.consumed}: add data or lower "
+                "trainer.max_steps; the same command then goes on"
+            ) from None
         except (RuntimeError, ConnectionError, EOFError) as error:
             # A process that dies while it hands over a batch shows as a broken connection.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -303,7 +329,12 @@ def _child_signals_left_alone() -> Iterator[None]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Make a loader process frugal with threads, and deaf to Ctrl-C."""
+    """Make a loader process frugal with threads, and leave the answer to signals to training."""
     torch.set_num_threads(1)
-    # Ctrl-C goes to the whole process group; training decides when to stop, and the loader ends with it.
+    # Training has them written down too, and would take this process's for its own.
+    signal.set_wakeup_fd(-1)
+    # Ctrl-C and a scheduler's signals go to the whole process group; training decides when to stop, and the loader ends
+    # with it. SIGTERM ends a process that nobody ends otherwise, but later than it takes to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS))

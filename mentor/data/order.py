@@ -292,6 +292,11 @@ class TrainingOrder:
         task, earlier = self.mixture.at(step)
         return task, np.arange(earlier * self._batch_size + rank, (earlier + 1) * self._batch_size, world)
 
+    def epochs(self, step: int) -> tuple[str, float]:
+        """The task of a step, and how often the task's samples have been seen after it, on average."""
+        task, earlier = self.mixture.at(step)
+        return task, (earlier + 1) * self._batch_size / self._tasks[task].size
+
     def at(self, task: str, numbers: np.ndarray) -> list[Sample]:
         """A task's samples by their numbers, in whatever order and however far out."""
         return self._tasks[task].take(np.asarray(numbers, dtype=np.int64)).each()

@@ -73,6 +73,10 @@ class StreamModule(ResumableData):
         """What is trained on, in a few words."""
         return f"a stream of {len(self._stream.shards):,} tar(s), {self.config.places}"
 
+    def epochs(self, number: int) -> tuple[str, float]:
+        """The task of a global batch, and 0: how many samples there are is not known."""
+        return self.task_of(number), 0.0
+
     def captions(self, limit: int) -> list[str]:
         """Up to `limit` captions of training samples, from the first tars."""
         return self._stream.captions(limit)

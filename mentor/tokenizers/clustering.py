@@ -1,7 +1,14 @@
-"""Choosing code vectors by data: vectors drawn from all processes, and k-means on the unit sphere."""
+"""Choosing code vectors by data: vectors drawn from all processes, and k-means on the unit sphere.
+
+What is drawn does not depend on how many processes share the pictures: chance belongs to a picture (`Draws`), and the
+vectors of all processes are one set.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, distributed
 from torch.nn import functional as F
@@ -19,36 +26,83 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def draw_for_clustering(vectors: Float[Tensor, "n c"], most: int) -> Float[Tensor, "m c"]:
-    """About as many vectors as all processes have together, `most` at most; the same on all of them."""
-    total = int(sum_over_processes(torch.tensor(len(vectors), device=vectors.device)))
-    return draw_vectors(vectors, min(most, total))
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the vectors of pictures: the same for a picture, whichever process has it and beside which.
+
+    Attributes:
+        seed: of the training step; the same on all processes.
+        places: for each picture of this process its number among those of all; no two have the same.
+    """
+
+    seed: str
+    places: Sequence[int]
+
+    @classmethod
+    def own(cls) -> "Draws":
+        """Chance from torch's global generator, for whoever has no step to name; all vectors count as one picture's."""
+        rank = distributed.get_rank() if world_size() > 1 else 0
+        return cls(f"{int(torch.randint(2**62, ()))}", (rank,))
+
+    def normal(self, purpose: str, vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Numbers from the standard normal distribution, as many as `vectors` has."""
+        return self._numbers(purpose, vectors, torch.randn)
+
+    def uniform(self, purpose: str, vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Numbers from [0, 1), as many as `vectors` has."""
+        return self._numbers(purpose, vectors, torch.rand)
+
+    def exponential(self, purpose: str, vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
+        """A number a vector from the exponential distribution with mean 1; float64 on the CPU."""
+        # In float32 two of some ten thousand would often be equal, and their order then that of the processes.
+        wide = torch.empty(len(vectors), 1, dtype=torch.float64)
+        return -torch.log1p(-self._numbers(purpose, wide, torch.rand)).squeeze(1)
+
+    def _numbers(self, purpose: str, like: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+        # Always on the CPU, whose generator gives the same numbers on every machine.
+        each = len(like) // max(1, len(self.places))
+        parts = []
+        for place in self.places:
+            seed = random.Random(f"{self.seed}/{purpose}/{place}").getrandbits(63)
+            generator = torch.Generator().manual_seed(seed)
+            parts.append(draw(each, like.shape[1], generator=generator, dtype=like.dtype))
+        return torch.cat(parts).to(like.device)
 
 
 def draw_vectors(
-    vectors: Float[Tensor, "n c"], count: int, weights: Float[Tensor, "n"] | None = None
+    vectors: Float[Tensor, "n c"], most: int, draws: Draws, weights: Float[Tensor, "n"] | None = None
 ) -> Float[Tensor, "m c"]:
-    """At least `count` vectors drawn from all processes' `vectors`; the same on all of them.
+    """Vectors drawn without replacement from those of all processes, in random order; the same on all of them.
 
-    Each process gives its share in random order, whatever number of vectors it has; where it has too few they repeat.
+    Each vector runs a time from the exponential distribution divided by its weight, and the first ones home are taken:
+    a weighted draw whose result does not depend on who has which vector (Efraimidis and Spirakis 2006).
 
     Args:
-        vectors: what to draw from.
-        count: how many.
+        vectors: what to draw from; processes may have different numbers of them.
+        most: how many; all where there are not so many.
+        draws: the chance.
         weights: how likely each is to come first, above 0; all alike if left out.
     """
-    processes = world_size()
-    share = -(-count // processes)
-    weights = vectors.new_ones(len(vectors)) if weights is None else weights
-    order = torch.multinomial(weights, min(share, len(vectors)))
-    order = order.repeat(-(-share // len(vectors)))[:share]
-    drawn = vectors.detach()[order].contiguous()
-    if processes == 1:
-        return drawn
-    gathered = [torch.empty_like(drawn) for _ in range(processes)]
-    distributed.all_gather(gathered, drawn)
-    # Interleaved, so that the first few come from all processes alike.
-    return rearrange(torch.stack(gathered), "p n c -> (n p) c")
+    times = draws.exponential("draw", vectors)
+    if weights is not None:
+        times = times / weights.to(times)
+    here, order = times.topk(min(most, len(times)), largest=False)
+    order = order.to(vectors.device)
+    if world_size() == 1:
+        return vectors.detach()[order]
+    longest = torch.tensor(len(here), device=vectors.device)
+    distributed.all_reduce(longest, distributed.ReduceOp.MAX)
+    padded = torch.full((int(longest),), torch.inf, dtype=times.dtype, device=vectors.device)
+    padded[: len(here)] = here.to(vectors.device)
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    distributed.all_gather(gathered, padded)
+    first, best = torch.cat(gathered).sort()
+    best = best[first.isfinite()][:most]
+    # Each process fills in the rows of its own vectors, and sums with zeros change nothing.
+    own = best // len(padded) == distributed.get_rank()
+    drawn = vectors.new_zeros(len(best), vectors.shape[1])
+    drawn[own] = vectors.detach()[order[best[own] % len(padded)]]
+    return sum_over_processes(drawn)
 
 
 def spherical_kmeans(

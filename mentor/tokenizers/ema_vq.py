@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
 from mentor.config import Config
-from mentor.tokenizers.clustering import draw_for_clustering, spherical_kmeans, world_size
+from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, world_size
 from mentor.tokenizers.quantizer import Quantizer, straight_through
 
 
@@ -55,7 +55,7 @@ class EMAVectorQuantizer(Quantizer):
             decay=self.config.decay,
             use_cosine_sim=True,
             commitment_weight=self.config.commitment,
-            threshold_ema_dead_code=self.config.restart_below,  # pyright: ignore[reportArgumentType]
+            threshold_ema_dead_code=0,  # its own draw of vectors depends on the number of processes
             rotation_trick=False,
             sync_codebook=synchronised,
         )
@@ -73,13 +73,13 @@ class EMAVectorQuantizer(Quantizer):
         """The codes at the smallest angle."""
         return (placed @ self.codebook.T).argmax(dim=-1)
 
-    def blur(self, placed: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
         """The vectors with Gaussian noise, on the sphere again."""
-        return F.normalize(placed + self.config.noise * torch.randn_like(placed), dim=-1)
+        return F.normalize(placed + self.config.noise * draws.normal("blur", placed), dim=-1)
 
-    def choose_codes(self, placed: Float[Tensor, "n c"]) -> None:
+    def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes, each as heavy as its cluster."""
-        drawn = draw_for_clustering(placed, self.config.kmeans_vectors * self.vocab_size)
+        drawn = draw_vectors(placed, self.config.kmeans_vectors * self.vocab_size, draws)
         centres, shares = spherical_kmeans(drawn, self.vocab_size)
         sizes = shares * len(drawn)
         state = self.library.state_dict()
@@ -88,7 +88,7 @@ class EMAVectorQuantizer(Quantizer):
         state["_codebook.embed_avg"] = (centres * sizes.unsqueeze(1)).unsqueeze(0)
         self.library.load_state_dict(state)
 
-    def quantize(self, latents: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, latents: Float[Tensor, "n c"], draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Code vectors, ids and commitment loss; in training the averages move on after the codes are chosen."""
         placed = self.place(latents)
         if not self.training:
@@ -97,7 +97,24 @@ class EMAVectorQuantizer(Quantizer):
             return straight_through(vectors, placed), ids, self.config.commitment * F.mse_loss(placed, vectors)
         self._join_processes()
         vectors, ids, loss = self.library(placed.unsqueeze(0))
+        self._restart(placed, draws or Draws.own())
         return straight_through(vectors.squeeze(0), placed), ids.squeeze(0), loss.squeeze()
+
+    @torch.no_grad()
+    def _restart(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
+        state = self.library.state_dict()  # the tensors themselves, not copies
+        sizes = state["_codebook.cluster_size"][0]
+        # The sizes are the same on all processes, so all of them agree here and join in drawing, or none does.
+        dead = (sizes < self.config.restart_below).nonzero().squeeze(1)
+        if not len(dead):
+            return
+        drawn = draw_vectors(placed, len(dead), draws)
+        # Where there are too few vectors, the other codes wait for the next batch.
+        dead = dead[: len(drawn)]
+        state["_codebook.embed"][0, dead] = drawn
+        # As large as one that just about lives.
+        state["_codebook.embed_avg"][0, dead] = self.config.restart_below * drawn
+        sizes[dead] = self.config.restart_below
 
     def _join_processes(self) -> None:
         """Share the averages among processes; the library decides that when built, often before they are joined."""

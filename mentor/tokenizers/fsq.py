@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mentor.config import Config
+from mentor.tokenizers.clustering import Draws
 from mentor.tokenizers.quantizer import Quantizer, straight_through
 
 
@@ -56,11 +57,11 @@ class FiniteScalarQuantizer(Quantizer):
         steps = torch.round(placed * (self.levels // 2)).long() + self.levels // 2
         return (steps * self.strides).sum(dim=-1)
 
-    def blur(self, placed: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
         """The vectors with even noise of one level's width."""
-        return placed + self._normalised(torch.rand_like(placed) - 0.5)
+        return placed + self._normalised(draws.uniform("blur", placed) - 0.5)
 
-    def quantize(self, latents: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, latents: Float[Tensor, "n c"], draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Grid points and their ids; there is no loss."""
         placed = self.place(latents)
         ids = self.nearest(placed)

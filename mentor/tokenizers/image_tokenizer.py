@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mentor.config import Config
 from mentor.errors import UserError
 from mentor.nn.convolution import ConvDecoder, ConvEncoder, ConvShape, PatchEncoder
+from mentor.tokenizers.clustering import Draws
 from mentor.tokenizers.quantizers import QuantizerConfig, build_quantizer
 from mentor.tokenizers.vq import VQConfig
 from mentor.types import Codes
@@ -180,23 +181,26 @@ class ImageTokenizer(nn.Module):
             raise UserError(f"ids from {lowest} to {highest}: codes run from 0 to {self.vocab_size - 1}")
         return self.decode(self.quantize.lookup(ids))
 
-    def forward(self, images: Float[Tensor, "b 3 y x"], quantize: bool = True) -> TokenizerOutput:
+    def forward(
+        self, images: Float[Tensor, "b 3 y x"], quantize: bool = True, draws: Draws | None = None
+    ) -> TokenizerOutput:
         """The round trip for training: pictures drawn anew, not clamped, and the quantizer's loss.
 
         Args:
             images: in [-1, 1].
             quantize: False leaves the latents continuous, which warms up encoder and decoder before there are codes.
+            draws: the pictures' chance, where they have a place among those of other processes.
         """
         features = self._features(images)
         latents = self.quant_conv(features)
-        quantized = self.quantize(latents) if quantize else self.quantize.relax(latents)
+        quantized = self.quantize(latents, draws) if quantize else self.quantize.relax(latents, draws)
         drawn = self._draw(quantized.latents)
         return TokenizerOutput(drawn, Codes(quantized.ids, quantized.latents, features), quantized.loss)
 
-    def start_codes(self, images: Float[Tensor, "b 3 y x"]) -> None:
+    def start_codes(self, images: Float[Tensor, "b 3 y x"], draws: Draws | None = None) -> None:
         """Let the quantizer choose its codes by these pictures (all processes call this together)."""
         with torch.no_grad():
-            self.quantize.start(self.quant_conv(self._features(images)))
+            self.quantize.start(self.quant_conv(self._features(images)), draws)
 
     def _features(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -1,11 +1,19 @@
 """How far a drawn picture is from its target, for training and for people."""
 
+from typing import Literal, assert_never
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mentor.config import Config
+from mentor.tokenizers.discriminator import DiscriminatorConfig
+
+# hinge: Lim and Ye 2017, as LlamaGen has it; non_saturating: Goodfellow et al. 2014, section 3; vanilla: as in VQGAN's
+# code, the second's discriminator with the first's generator.
+AdversarialKind = Literal["hinge", "non_saturating", "vanilla"]
 
 
 class PixelLossConfig(Config):
@@ -26,10 +34,7 @@ class PixelLossConfig(Config):
 
 
 class PixelLoss(nn.Module):
-    """Weighted difference of pictures in a space of luma and colour differences.
-
-    A perceptual or adversarial part would stand beside this one, as a module of its own with the same two arguments.
-    """
+    """Weighted difference of pictures in a space of luma and colour differences."""
 
     matrix: Float[Tensor, "3 3"]
 
@@ -48,6 +53,58 @@ class PixelLoss(nn.Module):
         loss = self.config.squared * difference.square().mean() + self.config.absolute * difference.abs().mean()
         rows, columns = difference.diff(dim=2).abs().mean(), difference.diff(dim=3).abs().mean()
         return loss + self.config.gradient * (rows + columns) / 2
+
+
+class AdversarialLossConfig(Config):
+    """A discriminator that learns to tell drawn pictures from real ones, and what it teaches the image tokenizer.
+
+    Attributes:
+        weight: of the adversarial part in the image tokenizer's loss.
+        start: share of all updates before it begins. A discriminator finds bad pictures without being taught, and
+            teaches nothing by that.
+        kind: the two losses.
+        lr: learning rate of the discriminator at its peak; it has AdamW, and the warm-up and cosine of the optimizer.
+        betas: AdamW's.
+        discriminator: its sizes.
+    """
+
+    weight: float = Field(default=0.5, ge=0)
+    start: float = Field(default=0.5, ge=0, lt=1)
+    kind: AdversarialKind = "hinge"
+    lr: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.9)
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+
+def discriminator_loss(
+    real: Float[Tensor, "b gy gx"], fake: Float[Tensor, "b gy gx"], kind: AdversarialKind
+) -> Float[Tensor, ""]:
+    """What the discriminator minimises; half the sum over real and drawn pictures, as in VQGAN (arXiv 2012.09841).
+
+    Args:
+        real: logits of real pictures, to be above 0.
+        fake: logits of drawn pictures, to be below 0.
+        kind: hinge is 1 at indifference, the two others log 2.
+    """
+    match kind:
+        case "hinge":
+            return (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
+        case "non_saturating" | "vanilla":
+            # -log sigmoid(x) = softplus(-x): the cross entropy to "real", and with the sign turned to "drawn".
+            return (F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()) / 2
+        case _:
+            assert_never(kind)
+
+
+def generator_loss(fake: Float[Tensor, "b gy gx"], kind: AdversarialKind) -> Float[Tensor, ""]:
+    """What the image tokenizer minimises to be taken for real: it falls as the logits of its pictures rise."""
+    match kind:
+        case "hinge" | "vanilla":
+            return -fake.float().mean()
+        case "non_saturating":
+            return F.softplus(-fake.float()).mean()
+        case _:
+            assert_never(kind)
 
 
 def psnr(images: Float[Tensor, "b c y x"], targets: Float[Tensor, "b c y x"]) -> Float[Tensor, "b"]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mentor.errors import UserError
+from mentor.tokenizers.clustering import Draws
 
 
 @dataclass(frozen=True)
@@ -61,33 +62,38 @@ class Quantizer(nn.Module, ABC):
         """The codes nearest to placed vectors; `nearest(codebook[ids]) == ids`."""
 
     @abstractmethod
-    def quantize(self, latents: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, latents: Float[Tensor, "n c"], draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Code vectors with straight-through gradient, ids and loss of unplaced vectors; may learn when in training."""
 
     @abstractmethod
-    def blur(self, placed: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
         """Placed vectors with noise about as large as the quantisation error to come."""
 
-    def choose_codes(self, placed: Float[Tensor, "n c"]) -> None:
+    def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Take codes that suit these placed vectors, the same on all processes; codes that are fixed stay."""
 
     @torch.no_grad()
-    def start(self, latents: Float[Tensor, "b c y x"]) -> None:
+    def start(self, latents: Float[Tensor, "b c y x"], draws: Draws | None = None) -> None:
         """Choose the codes by the latents of a batch; all processes call this together."""
         self._check(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            self.choose_codes(self.place(rearrange(latents.float(), "b c y x -> (b y x) c")))
+            placed = self.place(rearrange(latents.float(), "b c y x -> (b y x) c"))
+            self.choose_codes(placed, draws or Draws.own())
         self.started.fill_(True)
 
-    def forward(self, latents: Float[Tensor, "b c y x"]) -> Quantized:
+    def forward(self, latents: Float[Tensor, "b c y x"], draws: Draws | None = None) -> Quantized:
         """The latents on the codebook.
+
+        Args:
+            latents: of pictures.
+            draws: the pictures' chance, where they have a place among those of other processes.
 
         Raises:
             UserError: the number of channels is not the quantizer's width.
         """
-        return self._over_map(latents, self.quantize)
+        return self._over_map(latents, lambda flat: self.quantize(flat, draws))
 
-    def relax(self, latents: Float[Tensor, "b c y x"]) -> Quantized:
+    def relax(self, latents: Float[Tensor, "b c y x"], draws: Draws | None = None) -> Quantized:
         """The latents placed but not quantised, with noise in training: what a decoder is warmed up with.
 
         `ids` are the nearest codes as they stand and mean nothing before `start`.
@@ -99,7 +105,7 @@ class Quantizer(nn.Module, ABC):
                 ids = self.nearest(placed)
             # All weights take part, so that distributed training finds none without a gradient.
             loss = sum((0.0 * weight.sum() for weight in self.parameters()), placed.new_zeros(()))
-            return self.blur(placed) if self.training else placed, ids, loss
+            return self.blur(placed, draws or Draws.own()) if self.training else placed, ids, loss
 
         return self._over_map(latents, relaxed)
 

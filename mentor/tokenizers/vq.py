@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mentor.config import Config
-from mentor.tokenizers.clustering import draw_for_clustering, draw_vectors, spherical_kmeans, sum_over_processes
+from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, sum_over_processes
 from mentor.tokenizers.quantizer import Quantizer, straight_through
 
 
@@ -71,25 +71,29 @@ class VectorQuantizer(Quantizer):
         """The codes at the smallest angle."""
         return (placed @ self.codebook.T).argmax(dim=-1)
 
-    def blur(self, placed: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
         """The vectors with Gaussian noise, on the sphere again."""
-        return F.normalize(placed + self.config.noise * torch.randn_like(placed), dim=-1)
+        return F.normalize(placed + self.config.noise * draws.normal("blur", placed), dim=-1)
 
-    def choose_codes(self, placed: Float[Tensor, "n c"]) -> None:
+    def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes."""
-        drawn = draw_for_clustering(placed, self.config.kmeans_vectors * self.vocab_size)
+        drawn = draw_vectors(placed, self.config.kmeans_vectors * self.vocab_size, draws)
         centres, _ = spherical_kmeans(drawn, self.vocab_size)
         self.embedding.weight.copy_(centres)
         self.usage.zero_()
         self.age.zero_()
 
-    def quantize(self, latents: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, latents: Float[Tensor, "n c"], draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Code vectors, ids, and codebook plus commitment loss (equation 1 of arXiv 2110.04627)."""
         placed = self.place(latents)
         if self.training:
             # Before the codes are used, so that none changes between a forward and its backward pass.
-            self._restart(placed)
+            self._restart(placed, draws or Draws.own())
         codebook = self.codebook
+        if self.training:
+            # A code that was put into the middle of vectors of this very batch has no gradient but rounding, and Adam,
+            # which divides by the size, would take a step wherever that points.
+            codebook = torch.where((self.age == 0).unsqueeze(1), codebook.detach(), codebook)
         ids = (placed.detach() @ codebook.detach().T).argmax(dim=-1)
         vectors = F.embedding(ids, codebook)
         if self.training:
@@ -104,17 +108,19 @@ class VectorQuantizer(Quantizer):
         self.age += 1
 
     @torch.no_grad()
-    def _restart(self, placed: Float[Tensor, "n c"]) -> None:
+    def _restart(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         patience = 1 / (1 - self.config.usage_decay)
         seen = 1 - self.config.usage_decay**self.age
         dead = (self.age >= patience) & (self.usage < self.config.restart_below / self.vocab_size * seen)
         # `usage` is the same on all processes, so all of them agree here and join in drawing, or none does.
-        number = int(dead.sum())
-        if not number:
+        dead = dead.nonzero().squeeze(1)
+        if not len(dead):
             return
         # Likelier where the codes fit badly, as in k-means++: many vectors are alike, and one code is enough for them.
         error = 1 - (placed @ self.codebook.T).amax(dim=-1)
-        drawn = draw_vectors(placed, number, weights=error.clamp(min=1e-6))[:number]
+        drawn = draw_vectors(placed, len(dead), draws, weights=error.clamp(min=1e-6))
+        # Where there are too few vectors, the other codes wait for the next batch.
+        dead = dead[: len(drawn)]
         self.embedding.weight[dead] = drawn.to(self.embedding.weight.dtype)
         self.usage[dead] = 0
         self.age[dead] = 0

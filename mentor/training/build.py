@@ -69,7 +69,7 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     freeze(tokenizer, config.freeze)
     settings = config.trainer
     return ImageTokenizerModule(
-        tokenizer.train(), config.loss, config.optimizer, settings.max_steps, settings.log_every
+        tokenizer.train(), config.loss, config.optimizer, settings.max_steps, config.seed
     )
 
 
@@ -114,7 +114,6 @@ def _generator_module(
         config.trainer.max_steps,
         datamodule.config.tasks,
         config.seed,
-        config.trainer.log_every,
     )
 
 

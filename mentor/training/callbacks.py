@@ -1,11 +1,13 @@
-"""What happens around training steps: seeds, a guard against numbers gone wrong, progress and sample grids."""
+"""What happens around training steps: seeds, rows of the logs, progress and sample grids."""
 
+import random
 import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,8 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from mentor.errors import UserError
+from mentor.data.seeds import seed_from
 from mentor.training.grids import Row, draw_grid, grid_tensor
+from mentor.training.guards import Guard
+from mentor.training.logs import MetricsTable
+from mentor.training.sharding import whole
 from mentor.types import Batch
 
 
@@ -29,7 +34,11 @@ class Illustrating(Protocol):
 
 
 class StepSeeds(Callback):
-    """Seeds torch anew before each batch, so that a resumed run draws what the uninterrupted one would have."""
+    """Seeds all global generators anew before each batch, so that a resumed run draws what the uninterrupted one would.
+
+    Processes draw differently, as their rows of a batch differ. What must not depend on their number is drawn from
+    generators of its own.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -37,25 +46,87 @@ class StepSeeds(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed by the run's seed and the number of updates done (Lightning's hook)."""
-        parts = trainer.accumulate_grad_batches
-        torch.manual_seed((self._seed * 1_000_003 + trainer.global_step) * parts + batch_idx % parts)
+        """Seed by the run's seed, the number of updates done, the part of an accumulation and the process (hook)."""
+        part = batch_idx % trainer.accumulate_grad_batches
+        seed = seed_from("step", self._seed, trainer.global_step, part, trainer.global_rank)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  (the global one is the one to be fixed)
 
 
-class FiniteGuard(Callback):
-    """Stops a run whose loss or gradient is no longer a number, before the weights are spoiled."""
+class Rows(Callback):
+    """Makes the module write its row of the logs before a checkpoint is written, which so holds what comes after it.
 
-    def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    Args:
+        guard: knows the norm of the gradient.
+        every: updates between two rows.
+    """
+
+    def __init__(self, guard: Guard, every: int) -> None:
+        self._guard, self._every = guard, every
+        self._step = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin after the step that the run goes on from (Lightning's hook)."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Check the gradients, which are the same in all processes by now (Lightning's hook)."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient is {float(norm)} at update {trainer.global_step}: lower optimizer.lr or raise "
-                f"optimizer.warmup; the same command then goes on from the last checkpoint"
-            )
+        """Write the row when an update has made it due (Lightning's hook)."""
+        step = trainer.global_step
+        if step == self._step or step % self._every:
+            return
+        self._step = step
+        pl_module.write_row(outputs)  # type: ignore[operator]
+        more = {"train/grad_norm": self._guard.norm, "train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        for logger in trainer.loggers:
+            logger.log_metrics(more, step=step)
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the latest numbers, which the model card names (Lightning's hook)."""
+        checkpoint["metrics"] = dict(pl_module.metrics)  # type: ignore[arg-type]
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take them back (Lightning's hook)."""
+        pl_module.metrics.update(checkpoint["metrics"])  # type: ignore[union-attr]
+
+
+class DueValidation(Callback):
+    """Makes up for a validation that was due where the run goes on, if the logs do not have its numbers.
+
+    Lightning takes it for done. A stop before or within it is the usual reason.
+
+    Args:
+        every: updates between validations; 0 for never.
+        table: the run's numbers so far.
+    """
+
+    def __init__(self, every: int, table: MetricsTable) -> None:
+        self._every, self._table = every, table
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate (Lightning's hook)."""
+        step = trainer.global_step
+        if not self._every or not step or step % self._every or step >= trainer.max_steps:
+            return
+        validated = trainer.strategy.broadcast(self._table.has(step, "val/"))
+        if validated:
+            return
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
 
 
 class Progress(Callback):
@@ -179,9 +250,12 @@ class Samples(Callback):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw and save (Lightning's hook)."""
         self.step = trainer.global_step
-        if not trainer.is_global_zero or not self._taken:
+        if not self._count:
             return
-        rows = self.rows(pl_module)
+        with whole(pl_module):
+            rows = self.rows(pl_module) if trainer.is_global_zero else []
+        if not rows:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         draw_grid(rows).save(self._folder / f"{self.step:07d}.png")
         for logger in trainer.loggers:

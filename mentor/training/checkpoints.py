@@ -1,121 +1,140 @@
-"""Checkpoints of a run: written whole or not at all, read without running code, left behind when a run is stopped."""
+"""When a run writes checkpoints, what belongs in them besides weights, and how it stops."""
 
-import os
-import signal
+import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import distributed
 
 from mentor.errors import UserError
+from mentor.training import checkpoint_files
+from mentor.training.checkpoint_files import checkpoint_name, listed
+from mentor.training.sharded_files import put_back
+from mentor.training.signals import Phase, Stopped, StopSignals
 
-LAST = "last.ckpt"
+_GRADIENTS = "gradients"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's plugin for files: a checkpoint appears under its name only when all of it is on the disk."""
+    """Lightning's plugin for files: a checkpoint appears under its name only when all of it is on the disk.
+
+    Args:
+        settings: of the run, which go into the checkpoint.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`.
+        """Write `checkpoint` as the folder `path`.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
+            checkpoint_files.write_checkpoint(Path(path), checkpoint, self._settings)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write the checkpoint {path} ({error}): make room or choose another run.dir"
-            ) from error
+            raise UserError(cannot_write(Path(path), error)) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint at `path` on the CPU. Only tensors and plain containers are read, whatever is asked for.
+        """The checkpoint in the folder `path`. Only tensors and plain containers are read, whatever is asked for.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: it is missing or damaged.
         """
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds for a damaged file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"the checkpoint {path} cannot be read ({reason[:120]}): say resume=false to start over"
-            ) from error
+        # One that sharded training wrote is put together again.
+        return put_back(checkpoint_files.read_state(Path(path), map_location or "cpu"), Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete the file at `path` if there is one."""
-        Path(path).unlink(missing_ok=True)
+        """Delete the folder `path` if there is one."""
+        checkpoint_files.remove(Path(path))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make sure that renamed files of `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def cannot_write(path: Path, error: BaseException) -> str:
+    """What to say when a checkpoint could not be written: where, why, how much room it wants."""
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    known = checkpoint_size(path.parent)
+    wants = f"; the last one took {in_megabytes(known)}" if known else ""
+    return f"cannot write the checkpoint {path} ({reason}{wants}): make room, or choose another run.dir"
 
 
-class Stopped(SystemExit):
-    """A signal asked the run to stop, and it did, with a checkpoint. The exit code is 128 and the signal's number."""
+def checkpoint_size(folder: Path) -> int:
+    """Bytes that the newest checkpoint in `folder` takes; 0 when there is none."""
+    for _, path in listed(folder):
+        return sum(file.stat().st_size for file in path.iterdir())
+    return 0
 
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
+
+def in_megabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `last.ckpt` fresh, and on SIGTERM or Ctrl-C finishes the step, saves and stops.
+    """Writes checkpoints in time; and when a signal comes, finishes the batch, saves and stops.
 
-    Processes agree after each step, so that a signal that reached one of them stops all at the same step. A second
-    Ctrl-C stops at once, without a checkpoint.
+    Processes agree after each batch, so that a signal that reached one of them stops all at the same place. In the
+    middle of an accumulation the checkpoint holds the gradient so far. A validation is always preceded by a
+    checkpoint, so that a signal in it can end the run at once.
 
     Args:
-        folder: where last.ckpt goes.
+        folder: where the checkpoints go.
         every: updates between checkpoints; 0 for none but the timed ones.
         minutes: time between checkpoints at most.
+        keep: how many of the newest are kept.
+        keep_every: those of a multiple of so many updates are kept for ever; 0 for none.
+        skip_when_full: go on without a checkpoint for which there is no room.
+        signals: what may have come.
+        say: takes a line for people.
     """
 
-    def __init__(self, folder: Path, every: int, minutes: float) -> None:
-        self.path = folder / LAST
-        self._every = every
-        self._seconds = 60 * minutes
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        minutes: float,
+        keep: int,
+        keep_every: int,
+        skip_when_full: bool,
+        signals: StopSignals,
+        say: Callable[[str], None],
+    ) -> None:
+        self.folder = folder
+        self.skipped = 0
+        self._every, self._seconds = every, 60 * minutes
+        self._keep, self._keep_every, self._skip_when_full = keep, keep_every, skip_when_full
+        self._signals, self._say = signals, say
         self._saved_at = 0.0
-        self._step = 0
-        self._signal = 0
+        self._step, self._saved = -1, 0
         self._stop = 0
+        self._gradients: dict[str, torch.Tensor] = {}
 
-    @property
-    def requested(self) -> int:
-        """Number of the signal that asked to stop; 0 if none did."""
-        return self._signal
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the gradient of an accumulation in progress for the start (Lightning's hook)."""
+        self._gradients = checkpoint.get(_GRADIENTS, {})
+        self._saved = int(checkpoint["global_step"])
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals from Lightning, which would save nothing or end with success (Lightning's hook).
-
-        Lightning gives back all signals as they were before it when the run ends, however it ends.
-        """
+        """Go on with an accumulation in progress; from now on, signals let a batch be finished (Lightning's hook)."""
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter)
+        self._gradients = {}
         self._saved_at = time.monotonic()
         self._step = trainer.global_step
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._signals.enter(Phase.TRAINING)
 
     def on_train_batch_end(
         self,
@@ -126,39 +145,100 @@ class Checkpoints(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save when it is time or a signal came (Lightning's hook)."""
+        stop, late = self._agreed(trainer)
         step = trainer.global_step
-        if step == self._step:  # in the middle of an accumulation, which a checkpoint would cut in two
+        updated, self._step = step != self._step, step
+        # Gradients of a sharded model that are still being added up belong to no single parameter.
+        if stop and (updated or not isinstance(trainer.strategy, ModelParallelStrategy)):
+            self._stop = stop
+            self._save(trainer)
+        elif updated and ((self._every and step % self._every == 0) or late or step >= trainer.max_steps):
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the gradient of an accumulation in progress, as the mean over all processes (Lightning's hook)."""
+        if not trainer.fit_loop._should_accumulate():
             return
-        self._step = step
-        self._stop, late = self._agreed(trainer)
-        due = bool(self._every) and step % self._every == 0
-        if due or late or self._stop or step >= trainer.max_steps:
-            trainer.save_checkpoint(self.path)
-            self._saved_at = time.monotonic()
+        gradients = {}
+        for name, parameter in pl_module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+            if trainer.world_size > 1:
+                distributed.all_reduce(gradient)
+                gradient /= trainer.world_size
+            elif parameter.grad is None:
+                continue
+            gradients[name] = gradient
+        checkpoint[_GRADIENTS] = gradients
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Stop if it was agreed on and saved (Lightning's hook)."""
+        """Make sure that everything is saved, and let signals end the run at once (Lightning's hook)."""
         if self._stop:
             raise Stopped(self._stop)
+        if trainer.state.fn == "fit":
+            if self._saved != trainer.global_step:
+                self._save(trainer)
+            if self._saved == trainer.global_step:
+                self._signals.enter(Phase.EXPENDABLE)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Finish steps again when a signal comes (Lightning's hook)."""
+        if trainer.state.fn == "fit":
+            self._signals.enter(Phase.TRAINING)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if it was agreed on and saved; not sooner, so that the step's numbers are logged (Lightning's hook)."""
+        """Stop if it was agreed on and saved (Lightning's hook)."""
         if self._stop:
             raise Stopped(self._stop)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Let signals end the run at once, since the last step has been saved (Lightning's hook)."""
+        self._signals.enter(Phase.EXPENDABLE)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        step = trainer.global_step
+        target = self.folder / checkpoint_name(step)
+        if self._no_room(trainer, target):
+            return
+        trainer.save_checkpoint(target)
+        if trainer.is_global_zero:
+            checkpoint_files.prune(self.folder, self._keep, self._keep_every)
+        self._saved_at = time.monotonic()
+        self._saved = step
+
+    def _no_room(self, trainer: lightning.Trainer, target: Path) -> bool:
+        """Whether this checkpoint has to be left out, by the first process's judgement."""
+        told = ""
+        if trainer.is_global_zero:
+            needed = checkpoint_size(self.folder)
+            free = shutil.disk_usage(self.folder if self.folder.is_dir() else trainer.default_root_dir).free
+            if needed and free < 1.05 * needed:
+                told = (
+                    f"no room for the checkpoint {target}: it needs {in_megabytes(needed)}, and {in_megabytes(free)} "
+                    "are free"
+                )
+        told = trainer.strategy.broadcast(told)
+        if not told:
+            return False
+        if not self._skip_when_full:
+            raise UserError(f"{told}: make room; the same command goes on from the last checkpoint")
+        self.skipped += 1
+        self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            self._say(f"{told}: going on without it, and trying again next time (guard.full_disk=skip)")
+        return True
 
     def _agreed(self, trainer: lightning.Trainer) -> tuple[int, bool]:
         """The signal that any process got, and whether it is time in any."""
         late = time.monotonic() - self._saved_at > self._seconds
         if trainer.world_size == 1:
-            return self._signal, late
-        state = torch.tensor([self._signal, int(late)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+            return self._signals.requested, late
+        state = torch.tensor([self._signals.requested, int(late)])
+        distributed.all_reduce(state, distributed.ReduceOp.MAX)
         stop, any_late = state.tolist()
         return stop, bool(any_late)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = number

@@ -39,6 +39,7 @@ class TrainerConfig(Config):
         accelerator: cpu, gpu or auto.
         devices: processes, one for each device; more than one trains with DDP.
         nodes: machines.
+        strategy: how several processes share the work: "ddp" gives each of them the whole model, "fsdp" a share of it.
         precision: of the forward pass; weights stay float32.
         max_steps: optimizer updates in all.
         accumulate: batches that are summed up for one update.
@@ -46,16 +47,19 @@ class TrainerConfig(Config):
         validation_batches: batches a validation takes at most; 0 for all.
         checkpoint_every: updates between checkpoints; 0 for none but the timed and the last one.
         checkpoint_minutes: minutes between checkpoints at most.
+        keep: the newest checkpoints that are kept; with one alone there is nothing to go back to if it is damaged.
+        keep_every: checkpoints of a multiple of so many updates are kept for ever; 0 for none.
         log_every: updates between two rows of the logs.
         samples: pictures of each task that a validation draws; 0 for none.
         threads: processor threads of each process; 0 shares out what there is.
-        timeout: seconds after which processes that wait for each other give up.
+        timeout: seconds after which processes that wait for each other give up, and all end.
         deterministic: refuse operations whose result varies from run to run.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     max_steps: int = Field(gt=0)
     accumulate: int = Field(default=1, ge=1)
@@ -63,11 +67,41 @@ class TrainerConfig(Config):
     validation_batches: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=0, ge=0)
     checkpoint_minutes: float = Field(default=2.0, gt=0)
+    keep: int = Field(default=2, ge=1)
+    keep_every: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)
     samples: int = Field(default=4, ge=0)
     threads: int = Field(default=0, ge=0)
     timeout: float = Field(default=300.0, gt=0)
     deterministic: bool = False
+
+
+class GuardConfig(Config):
+    """What to do when training goes wrong. Whatever is done is logged, and counted in the run's summary.
+
+    `stop` ends the run before the update; `skip` leaves the update out and goes on; `rollback` goes back to the last
+    checkpoint and leaves those samples out; `report` only tells.
+
+    Attributes:
+        nonfinite: of a loss or a gradient that is not a number or infinite.
+        spike: of a loss far above what its task had of late.
+        spike_sigmas: so many standard deviations above the running mean is a spike; 0 looks for none.
+        spike_window: updates of a task that mean and deviation look back, about; half as many come before the first
+            judgement.
+        in_a_row: after so many skips or rollbacks without a good update in between the run stops.
+        full_disk: of a checkpoint for which there is no room: `skip` goes on without it, and tries again next time.
+        exhausted: of a learning rate that is 0 before the last update.
+        max_epochs: how often training may see a sample of any task, on average; null for any number.
+    """
+
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    spike: Literal["report", "stop", "skip", "rollback"] = "report"
+    spike_sigmas: float = Field(default=6.0, ge=0)
+    spike_window: int = Field(default=100, ge=4)
+    in_a_row: int = Field(default=5, ge=1)
+    full_disk: Literal["stop", "skip"] = "stop"
+    exhausted: Literal["report", "stop"] = "report"
+    max_epochs: float | None = Field(default=None, gt=0)
 
 
 class GuidanceConfig(Config):
@@ -111,6 +145,7 @@ class TrainBase(Config):
         name: the experiment's name.
         seed: of all chance in the run.
         resume: go on where an earlier run in the same folder was; False puts that one aside and starts over.
+        guard: what to do when training goes wrong.
         freeze: glob patterns of parameters that are not trained.
         ema: null keeps no average.
     """
@@ -123,6 +158,7 @@ class TrainBase(Config):
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     ema: EMAConfig | None = EMAConfig()
+    guard: GuardConfig = GuardConfig()
     freeze: tuple[str, ...] = ()
 
     @field_validator("data", mode="before")

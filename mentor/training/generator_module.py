@@ -45,7 +45,6 @@ class GeneratorModule(lightning.LightningModule):
         updates: optimizer updates that the training takes in all.
         tasks: every task that a batch may have.
         seed: of the dropping of conditions.
-        log_every: updates between two rows of the logs.
     """
 
     def __init__(
@@ -57,18 +56,15 @@ class GeneratorModule(lightning.LightningModule):
         updates: int,
         tasks: Sequence[str],
         seed: int,
-        log_every: int = 20,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.objective = objective
-        self.log_every = log_every
         self.metrics: dict[str, float] = {}
         self._frozen = Frozen(image_tokenizer)
         self._optimizer = optimizer
         self._updates = updates
         self._seed = seed
-        self._logged = 0
         self._fingerprint = weights_fingerprint(image_tokenizer)
         self._train_means = TaskMeans(tasks, ("loss", "accuracy"))
         self._validation_means = TaskMeans(tasks, ("loss", "accuracy"))
@@ -86,22 +82,19 @@ class GeneratorModule(lightning.LightningModule):
         """Bring the image tokenizer, which Lightning does not see, to the device (Lightning's hook)."""
         self.image_tokenizer.to(self.device)
 
-    def on_train_start(self) -> None:
-        """Begin logging after the step that the run goes on from (Lightning's hook)."""
-        self._logged = self.trainer.global_step
-
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The batch's mean loss (Lightning's hook)."""
         losses, accuracy = self.example_losses(self.drop(batch, self.trainer.global_step), batch)
         self._train_means.add(batch.tasks, batch.valid, {"loss": losses, "accuracy": accuracy})
         return losses.mean()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Write a row of the logs when one is due (Lightning's hook)."""
-        step = self.trainer.global_step
-        if step != self._logged and step % self.log_every == 0:
-            self._logged = step
-            self._write({f"train/{name}": value for name, value in self._train_means.take().items()})
+    def write_row(self, outputs: Any) -> None:
+        """Write a row of the logs: means since the last one, over all processes."""
+        self._write({f"train/{name}": value for name, value in self._train_means.take().items()})
+
+    def changed_by_forward(self) -> list[Tensor]:
+        """Tensors that a forward pass changes, as a guard may have to take the change back: none."""
+        return []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the losses of the batch's valid examples; nothing is dropped from their prompts (Lightning's hook)."""
@@ -203,17 +196,24 @@ class GeneratorModule(lightning.LightningModule):
         return rows
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which image tokenizer the codes came from (Lightning's hook)."""
+        """Note which image tokenizer the codes came from, and the means that the next row goes on with (hook)."""
         checkpoint["image_tokenizer_fingerprint"] = self._fingerprint
+        checkpoint["train_means"] = self._train_means.joined()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose codes came from another image tokenizer (Lightning's hook)."""
+        """Refuse a checkpoint whose codes came from another image tokenizer (Lightning's hook).
+
+        Raises:
+            UserError: they did.
+        """
         found = checkpoint.get("image_tokenizer_fingerprint")
         if found != self._fingerprint:
             raise UserError(
                 f"cannot resume: the checkpoint belongs to image tokenizer {found}, and now there is "
-                f"{self._fingerprint}: say resume=false to start over, or put the old image tokenizer back"
+                f"{self._fingerprint}: put the old image tokenizer back, say resume=false to start over, or "
+                "begin another run.dir with init_from=RELEASE"
             )
+        self._train_means.restore(checkpoint["train_means"], self.trainer.is_global_zero)
 
     def _write(self, metrics: dict[str, float]) -> None:
         self.metrics.update(metrics)

@@ -1,5 +1,14 @@
-"""Training of the image tokenizer: pictures to codes and back."""
+"""Training of the image tokenizer: pictures to codes and back.
 
+A step does not depend on how many processes share it: which pictures it takes, what noise they get and which vectors
+become codes follows from the seed, the number of the update and a picture's place in the global batch; and each picture
+weighs the same, however many its process has. What remains are sums in another order. They differ by a few float32
+roundings, which the nearest of two codes equally near, or a restart of codes that hangs on it, may turn into more.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -10,7 +19,22 @@ from pydantic import Field
 from torch import Tensor
 
 from mentor.config import Config
-from mentor.tokenizers import ImageTokenizer, PixelLoss, PixelLossConfig, code_usage, perplexity, psnr
+from mentor.errors import UserError
+from mentor.tokenizers import (
+    AdversarialKind,
+    AdversarialLossConfig,
+    Discriminator,
+    Draws,
+    ImageTokenizer,
+    PixelLoss,
+    PixelLossConfig,
+    code_usage,
+    discriminator_loss,
+    generator_loss,
+    perplexity,
+    psnr,
+    sum_over_processes,
+)
 from mentor.training.optim import OptimizerConfig, configure_optimizers
 from mentor.types import Batch, prompt_images
 
@@ -25,12 +49,29 @@ class LossConfig(Config):
         pixels: difference of drawn pictures and targets.
         delay: share of all updates in which latents stay continuous. Then k-means chooses the codes and quantisation
             begins. A tokenizer whose codes are already chosen, such as one loaded from a release, does not wait.
-        images: pictures a process learns from in a step at most, drawn from targets and references; 0 for all.
+        images: pictures that all processes together learn from in a batch at most; 0 for all. Each example gives one
+            of its pictures, the target or a reference, or some more or fewer of them so that the number comes out.
+        adversarial: what a discriminator teaches; null trains without one.
     """
 
     pixels: PixelLossConfig = PixelLossConfig()
     delay: float = Field(default=0.15, ge=0, lt=1)
     images: int = Field(default=0, ge=0)
+    adversarial: AdversarialLossConfig | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a process learns from in a batch.
+
+    Attributes:
+        images: in [-1, 1].
+        places: the number of each among the pictures of all processes: its example's row in the global batch, and a
+            multiple of that batch's size on top for further pictures of the example.
+    """
+
+    images: Float[Tensor, "n c y x"]
+    places: Sequence[int]
 
 
 class ImageTokenizerModule(lightning.LightningModule):
@@ -41,65 +82,97 @@ class ImageTokenizerModule(lightning.LightningModule):
         loss: what it learns from and when.
         optimizer: settings of the optimizer.
         updates: optimizer updates that the training takes in all.
-        log_every: updates between two rows of the logs.
+        seed: of the choice of pictures and of the quantizer's chance.
+
+    Attributes:
+        discriminator: None where the loss has no adversarial part. It is trained and kept in checkpoints, but belongs
+            to no release. The running average of weights takes it along; nothing reads its average.
     """
 
-    _recent: Float[Tensor, "v"]
-
     def __init__(
-        self, tokenizer: ImageTokenizer, loss: LossConfig, optimizer: OptimizerConfig, updates: int, log_every: int = 20
+        self,
+        tokenizer: ImageTokenizer,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        updates: int,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.loss = loss
-        self.log_every = log_every
         self.metrics: dict[str, float] = {}
         self.pixel_loss = PixelLoss(loss.pixels)
+        self.discriminator = Discriminator(loss.adversarial.discriminator) if loss.adversarial else None
         self._optimizer = optimizer
         self._updates = updates
-        self._logged = 0
+        self._seed = seed
         self.restart_averaging = False
         codes = tokenizer.vocab_size
-        self.register_buffer("_recent", torch.zeros(codes), persistent=False)
-        # No buffers: averaging exchanges those with its own before the validation's last hook.
+        # No buffers: distributed training would overwrite each process's with the first one's, and averaging exchanges
+        # them with its own before the validation's last hook.
+        self._recent = torch.zeros(codes)
         self._validation_counts = torch.zeros(codes)
         self._validation_psnr = torch.zeros(2)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with warm-up and cosine (Lightning's hook)."""
-        return configure_optimizers(self.tokenizer, self._optimizer, self._updates)  # type: ignore[return-value]
+        """The optimizer, with warm-up and cosine; the discriminator's is a part of it (Lightning's hook)."""
+        others = []
+        if self.discriminator is not None and (adversarial := self.loss.adversarial) is not None:
+            others.append((self.discriminator, OptimizerConfig(lr=adversarial.lr, betas=adversarial.betas)))
+        return configure_optimizers(self.tokenizer, self._optimizer, self._updates, others)
 
     def on_train_start(self) -> None:
-        """Take up the count of log rows where a resumed run left it (Lightning's hook)."""
-        self._logged = self.trainer.global_step
+        """Check that there are pictures for all (Lightning's hook).
+
+        Raises:
+            UserError: a step learns from fewer pictures than there are processes.
+        """
+        world = self.trainer.world_size
+        if 0 < self.loss.images < world:
+            raise UserError(
+                f"loss.images {self.loss.images} leaves some of {world} processes without a picture: "
+                f"say {world} or more, or 0 for all pictures"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss over the batch's pictures, and what the logs want to know of it (Lightning's hook)."""
-        images = training_images(batch)
+        """The loss over the batch's pictures, and what the logs want to know of it (Lightning's hook).
+
+        All values are scaled so that their mean over the processes is the mean over the pictures of all processes.
+        """
+        step, parts = self.trainer.global_step, self.trainer.accumulate_grad_batches
+        seed = f"{self._seed}/{step}/{batch_idx % parts}"
         quantise = bool(self.tokenizer.quantize.started)
-        if not quantise and self.trainer.global_step >= self.loss.delay * self._updates:
-            self.tokenizer.start_codes(images)
+        if not quantise and step >= self.loss.delay * self._updates:
+            pictures = self._choose(batch, 0, seed)
+            self.tokenizer.start_codes(pictures.images, Draws(seed, pictures.places))
             quantise = True
             # The average so far is of weights that knew no codes.
             self.restart_averaging = True
-        if self.loss.images and len(images) > self.loss.images:
-            images = images[torch.randperm(len(images))[: self.loss.images].to(images.device)]
-        output = self.tokenizer(images, quantize=quantise)
-        loss = self.pixel_loss(output.images, images) + output.quantizer_loss
+        pictures = self._choose(batch, self.loss.images, seed)
+        images = pictures.images
+        output = self.tokenizer(images, quantise, Draws(seed, pictures.places))
         counts = torch.bincount(output.codes.ids.flatten(), minlength=len(self._recent))
-        self._recent.mul_(1 - 1 / USAGE_STEPS).add_(counts)
-        return {"loss": loss, "psnr": psnr(output.images.detach().clamp(-1, 1), images).mean()}
+        self._recent = self._recent.to(counts.device) * (1 - 1 / USAGE_STEPS) + counts
+        values = {
+            "loss": self.pixel_loss(output.images, images) + output.quantizer_loss,
+            "psnr": psnr(output.images.detach().clamp(-1, 1), images).mean(),
+        }
+        if self.discriminator is not None and (adversarial := self.loss.adversarial) is not None:
+            self.discriminator.check_size(images)
+            # The same in all processes, so that all of them have a gradient for the discriminator or none.
+            if step >= adversarial.start * self._updates:
+                judged = judge(self.discriminator, images, output.images, adversarial.kind)
+                values["loss"] = values["loss"] + adversarial.weight * judged["g_loss"] + judged["d_loss"]
+                values |= {name: value.detach() for name, value in judged.items()}
+        share = self._share(len(images))
+        return {name: value * share for name, value in values.items()}
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Write a row of the logs when one is due: means over all processes (Lightning's hook)."""
-        step = self.trainer.global_step
-        if step == self._logged or step % self.log_every:
-            return
-        self._logged = step
-        means = torch.stack((outputs["loss"].detach() * self.trainer.accumulate_grad_batches, outputs["psnr"]))
-        means = self.trainer.strategy.reduce(means, reduce_op="mean")
+    def write_row(self, outputs: Any) -> None:
+        """Write a row of the logs from the last step's values: means over all processes."""
+        outputs = outputs | {"loss": outputs["loss"].detach() * self.trainer.accumulate_grad_batches}
+        means = self.trainer.strategy.reduce(torch.stack(list(outputs.values())), reduce_op="mean")
         counts = self.trainer.strategy.reduce(self._recent.clone(), reduce_op="sum")
-        row = {"train/loss": float(means[0]), "train/psnr": float(means[1])}
+        row = {f"train/{name}": mean for name, mean in zip(outputs, means.tolist(), strict=True)}
         if self.tokenizer.quantize.started:
             # After USAGE_STEPS steps a count of one has shrunk to 1 / e.
             used = code_usage((counts > 0.36).float())
@@ -107,6 +180,19 @@ class ImageTokenizerModule(lightning.LightningModule):
         else:
             self._recent.zero_()
         self._write(row)
+
+    def changed_by_forward(self) -> list[Tensor]:
+        """Tensors that a forward pass changes, as a guard may have to take the change back: those of the codes."""
+        return [*self.tokenizer.quantize.parameters(), *self.tokenizer.quantize.buffers()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how often codes occurred of late (Lightning's hook)."""
+        checkpoint["recent_codes"] = sum_over_processes(self._recent.clone()).cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; the first process does, for all (Lightning's hook)."""
+        recent = checkpoint["recent_codes"]
+        self._recent = recent.clone() if self.trainer.is_global_zero else torch.zeros_like(recent)
 
     def on_validation_epoch_start(self) -> None:
         """Count anew (Lightning's hook)."""
@@ -139,18 +225,73 @@ class ImageTokenizerModule(lightning.LightningModule):
         rows = zip(batch.keys, batch.targets, drawn, strict=True)
         return [(key, [target, image.clamp(-1, 1)]) for key, target, image in rows]
 
+    def _choose(self, batch: Batch, most: int, seed: str) -> Pictures:
+        return training_pictures(batch, most, seed, self.trainer.global_rank, self.trainer.world_size)
+
+    def _share(self, count: int) -> Float[Tensor, ""]:
+        """What this process's pictures weigh: 1 where all processes have equally many."""
+        counted = torch.tensor(float(count), device=self.device)
+        return count * self.trainer.world_size / sum_over_processes(counted)
+
     def _write(self, metrics: dict[str, float]) -> None:
         self.metrics.update(metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
 
-def training_images(batch: Batch) -> Float[Tensor, "n c y x"]:
-    """The batch's targets and reference images; a reference that is its own example's target counts once."""
-    references = [
-        image
-        for prompt, target in zip(batch.prompts, batch.targets, strict=True)
-        for image in prompt_images(prompt)
-        if not torch.equal(image, target)
-    ]
-    return torch.cat((batch.targets, torch.stack(references))) if references else batch.targets
+def training_pictures(batch: Batch, most: int, seed: str, rank: int = 0, world: int = 1) -> Pictures:
+    """The pictures of the process's examples that are learnt from: all, or about `most` of all processes together.
+
+    An example's pictures are its target and the references that differ from it. With a limit each example gives equally
+    many of them, chosen at random, and one more in a stretch of the global batch that begins anywhere and ends where
+    there are enough. So the processes have equally many to do, and examples without further pictures leave the number
+    below the limit.
+
+    Args:
+        batch: row j of it is row `rank` + j * `world` of the global batch.
+        most: pictures of the global batch at most; 0 for all.
+        seed: of the choice; the same in all processes.
+        rank: of the process.
+        world: how many processes there are.
+    """
+    size = len(batch.targets) * world
+    begin = random.Random(seed).randrange(size)
+    images: dict[int, Tensor] = {}
+    for index, (prompt, target) in enumerate(zip(batch.prompts, batch.targets, strict=True)):
+        row = rank + index * world
+        own = [target, *(image for image in prompt_images(prompt) if not torch.equal(image, target))]
+        order = list(range(len(own)))
+        if most:
+            random.Random(f"{seed}/{row}").shuffle(order)
+            order = order[: most // size + ((row - begin) % size < most % size)]
+        images |= {row + size * number: own[number] for number in order}
+    places = sorted(images)
+    return Pictures(torch.stack([images[place] for place in places]), places)
+
+
+def judge(
+    discriminator: Discriminator,
+    real: Float[Tensor, "n c y x"],
+    fake: Float[Tensor, "n c y x"],
+    kind: AdversarialKind,
+) -> dict[str, Float[Tensor, ""]]:
+    """The two losses of adversarial training, to be minimised together in one backward pass, and the mean logits.
+
+    `g_loss` has no gradient for the discriminator's weights, `d_loss` none for what drew the pictures: their sum has
+    the gradients that two optimizers in turn would see.
+
+    Args:
+        discriminator: the judge.
+        real: pictures to be taken for real.
+        fake: drawn pictures.
+        kind: of the losses.
+    """
+    frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    answer = torch.func.functional_call(discriminator, frozen, (fake,))
+    on_real, on_fake = discriminator(torch.cat((real, fake.detach()))).chunk(2)
+    return {
+        "g_loss": generator_loss(answer, kind),
+        "d_loss": discriminator_loss(on_real, on_fake, kind),
+        "d_real": on_real.float().mean(),
+        "d_fake": on_fake.float().mean(),
+    }

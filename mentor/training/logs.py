@@ -40,6 +40,10 @@ class MetricsTable(Logger):
         """Lightning asks for one."""
         return 0
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether there is a quantity whose name begins with `prefix` at that step."""
+        return any(name.startswith(prefix) for name in self._rows.get(step, ()))
+
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder has config.yaml."""

@@ -27,6 +27,17 @@ class TaskMeans:
         rows = torch.tensor([self._rows[task] for task in tasks], device=values.device)
         self._sums.index_add_(0, rows, values)
 
+    def joined(self) -> Float[Tensor, "t q"]:
+        """The sums so far over all processes; they go on as they are."""
+        sums = self._sums.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        return sums.cpu()
+
+    def restore(self, sums: Float[Tensor, "t q"], first: bool) -> None:
+        """Go on from what `joined` gave; only the first process takes it, since it is already the sum over all."""
+        self._sums = sums.clone() if first else torch.zeros_like(sums)
+
     def take(self) -> dict[str, float]:
         """`quantity` over all examples and `quantity/task` for each task that was met, in any process; starts anew."""
         sums = self._sums

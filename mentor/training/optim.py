@@ -1,6 +1,7 @@
 """The optimizer and its learning rate, counted in optimizer updates whatever the accumulation."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, assert_never
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -73,12 +74,24 @@ def rate_factor(update: int, updates: int, warmup: int, min_ratio: float) -> flo
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimizer of the settings' kind over the trainable parameters of `module`."""
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, others: Sequence[tuple[nn.Module, OptimizerConfig]] = ()
+) -> JointOptimizer:
+    """The optimizer of the settings' kind over the trainable parameters of `module`.
+
+    Args:
+        module: the model.
+        config: its settings.
+        others: models that are trained beside it, such as a discriminator, with settings of their own.
+    """
+    return JointOptimizer([_parts(one, settings) for one, settings in ((module, config), *others)])
+
+
+def _parts(module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     matrices, kernels, others = trained_parameters(module)
     match config.kind:
         case "adamw":
-            return _adamw(matrices + kernels, others, config)
+            return [_adamw(matrices + kernels, others, config)]
         case "muon":
             parts: list[Optimizer] = []
             if matrices:
@@ -88,7 +101,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
                 )
             if kernels or others:
                 parts.append(_adamw(kernels, others, config))
-            return JointOptimizer(parts)
+            return parts
         case _:
             assert_never(config.kind)
 
@@ -106,13 +119,28 @@ def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], config: Opti
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, updates: int) -> LambdaLR:
-    """The learning rate over a training of `updates` optimizer updates; to be stepped once an update."""
+    """The learning rate over a training of `updates` optimizer updates; to be stepped once an update.
+
+    Groups with rates of their own keep their ratio.
+    """
     warmup = round(config.warmup * updates)
     return LambdaLR(optimizer, lambda update: rate_factor(update, updates, warmup, config.min_ratio))
 
 
-def configure_optimizers(module: nn.Module, config: OptimizerConfig, updates: int) -> OptimizerLRSchedulerConfig:
-    """What a Lightning module's hook of this name returns: optimizer and schedule, stepped with every update."""
-    optimizer = build_optimizer(module, config)
+def configure_optimizers(
+    module: nn.Module,
+    config: OptimizerConfig,
+    updates: int,
+    others: Sequence[tuple[nn.Module, OptimizerConfig]] = (),
+) -> OptimizerLRSchedulerConfig:
+    """What a Lightning module's hook of this name returns: optimizer and schedule, stepped with every update.
+
+    Args:
+        module: the model.
+        config: its settings; the schedule is theirs, for the other models too.
+        updates: optimizer updates that the training takes in all.
+        others: see `build_optimizer`.
+    """
+    optimizer = build_optimizer(module, config, others)
     schedule = build_schedule(optimizer, config, updates)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}

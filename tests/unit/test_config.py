@@ -1,6 +1,6 @@
 """The composed settings and every mistake one can make in them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ from mentor.config import (
     Config,
     compose,
     compose_command,
+    compose_with_options,
     config_groups,
     flatten,
     near,
@@ -19,6 +20,7 @@ from mentor.config import (
     validate,
 )
 from mentor.errors import UserError
+from mentor.train import planned_world_size
 
 
 class Leaf(Config):
@@ -132,6 +134,53 @@ def test_cfg_prints_what_would_be_used_and_ends(capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_option_is_refused() -> None:
     assert "--stage" in message(compose_command, "train", ["--stage", "1"], "")
+    known = "known are --help, --cfg, --try and --times"
+    assert known in message(compose_with_options, "train", ["--stage"], "", {"--try": False, "--times": True})
+
+
+@pytest.mark.parametrize("given", [["--times", "64"], ["--times=64"]])
+def test_a_value_follows_its_option_after_a_blank_or_an_equals_sign(given: Sequence[str]) -> None:
+    options = {"--try": False, "--times": True, "--never": False}
+    arguments = ["stage=1", *given, "seed=3", "--try"]
+    assert compose_with_options("train", arguments, "", options) == (
+        compose("train", ["stage=1", "seed=3"]),
+        {"--times": "64", "--try": ""},
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--times"], "--times needs a value: write --times=VALUE"),
+        (["--times="], "--times needs a value"),
+        (["--times", "--try"], "--times needs a value"),
+        (["--try=yes"], "--try takes no value, found --try=yes"),
+        (["--cfg=all"], "--cfg takes no value"),
+    ],
+)
+def test_an_option_with_a_value_too_few_or_too_many_is_refused(given: Sequence[str], told: str) -> None:
+    options = {"--try": False, "--times": True}
+    assert message(compose_with_options, "train", ["stage=1", *given], "", options).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"--world-size": "64"}, "--world-size belongs to --dry-run"),
+        ({"--dry-run": "", "--world-size": "0"}, "--world-size 0"),
+        ({"--dry-run": "", "--world-size": "-2"}, "--world-size -2"),
+        ({"--dry-run": "", "--world-size": "many"}, "--world-size many"),
+        ({"--dry-run": "", "--world-size": "1.5"}, "1 or more"),
+    ],
+)
+def test_a_world_size_that_means_nothing_is_refused(options: Mapping[str, str], told: str) -> None:
+    assert told in message(planned_world_size, options)
+
+
+def test_a_world_size_is_a_number_of_processes() -> None:
+    assert planned_world_size({"--dry-run": "", "--world-size": "64"}) == 64
+    assert planned_world_size({"--dry-run": ""}) is None
+    assert planned_world_size({}) is None
 
 
 def test_validate_makes_the_class() -> None:
@@ -154,6 +203,10 @@ def test_validate_names_path_value_and_what_is_allowed(data: dict[str, object], 
     text = message(validate, Tree, data)
     for part in parts:
         assert part in text
+
+
+def test_a_key_of_another_class_of_the_union_is_not_offered_again() -> None:
+    assert message(validate, Tree, {"name": "a", "part": {"kind": "leaf", "length": 2}}) == "part.length: unknown key"
 
 
 def test_validate_takes_unions() -> None:

@@ -10,16 +10,19 @@ from tiny import tiny_generator, tiny_image_tokenizer
 from mentor.errors import UserError
 from mentor.generate import (
     Model,
+    draw,
     generate,
     load,
     main,
     open_image,
+    plan,
     read_metadata,
     regenerate,
     save_picture,
     to_reference,
 )
 from mentor.models.checkpoint import Card, save_generator
+from mentor.sampling import sample
 
 PROMPT = "The mug in <image>.\n a red mug"
 
@@ -104,10 +107,7 @@ def test_command_line_writes_pictures_and_a_grid(folder: Path, reference: Path, 
 def test_an_impossible_output_is_refused_before_anything_is_drawn(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def generate(*_: object, **__: object) -> None:
-        pytest.fail("drew")
-
-    monkeypatch.setattr("mentor.generate.generate", generate)
+    monkeypatch.setattr("mentor.generate.draw", lambda *_, **__: pytest.fail("drew"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file; choose another folder"):
         main(["a red mug", "--model", str(folder), "--output", str(tmp_path / "file" / "below")])
@@ -160,6 +160,7 @@ def test_a_png_without_metadata_is_refused(reference: Path) -> None:
         ({"prompt": "two <image> <image>"}, "2 <image> mark"),
         ({"prompt": "none"}, "0 <image> mark"),
         ({"num_images": 0}, "num_images 0"),
+        ({"batch_size": 0}, "batch_size 0"),
         ({"seed": -1}, "seed -1"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
@@ -185,3 +186,30 @@ def test_progress_counts_every_token(model: Model) -> None:
     calls: list[tuple[int, int]] = []
     generate(model, "a mug", num_images=2, on_step=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (32, 32) and len(calls) == 16
+
+
+def test_the_size_of_batches_changes_nothing_but_when_pictures_come(model: Model) -> None:
+    together = generate(model, "a mug", num_images=5, seed=3)
+    calls: list[tuple[int, int]] = []
+    apart = generate(model, "a mug", num_images=5, seed=3, batch_size=2, on_step=lambda *done: calls.append(done))
+    assert [p.tobytes() for p in apart] == [p.tobytes() for p in together]
+    assert calls[-1] == (5 * 16, 5 * 16) and [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+def test_what_is_drawn_later_shares_its_batch_with_those_it_would_have_shared_it_with(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = plan(model, "a mug", (), 8, 0, 3, guidance=2.0)
+    drawn = []
+
+    def watched(generator: object, condition: object, seeds: range, *rest: object, **settings: object) -> object:
+        drawn.append(list(seeds))
+        return sample(generator, condition, seeds, *rest, **settings)
+
+    monkeypatch.setattr("mentor.generate.sample", watched)
+    calls: list[tuple[int, int]] = []
+    later = dict(draw(job, {4, 7}, lambda *done: calls.append(done)))
+    assert drawn == [[3, 4, 5], [6, 7]]
+    assert calls[-1] == (5 * 16, 5 * 16)
+    whole = generate(model, "a mug", num_images=8, batch_size=3)
+    assert {seed: picture.tobytes() for seed, picture in later.items()} == {i: whole[i].tobytes() for i in (4, 7)}

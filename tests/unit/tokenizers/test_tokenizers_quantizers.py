@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mentor.tokenizers import (
     VQConfig,
     build_quantizer,
 )
-from mentor.tokenizers.clustering import draw_vectors, spherical_kmeans
+from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans
 
 CONFIGS = {
     "vq": VQConfig(codes=64, width=6),
@@ -219,6 +220,26 @@ def test_a_restart_happens_before_the_codes_are_used_so_that_backward_works() ->
     assert torch.isfinite(quantizer.embedding.weight.grad).all()
 
 
+def test_codes_that_were_just_fitted_to_the_batch_wait_for_the_next_one() -> None:
+    """Their gradient is zero but for rounding, which another order of a sum changes and Adam makes a step of."""
+    quantizer, latents = dead_and_alive()
+
+    def moved() -> torch.Tensor:
+        quantizer.zero_grad()
+        quantizer(latents).loss.backward()
+        assert quantizer.embedding.weight.grad is not None
+        return quantizer.embedding.weight.grad.any(dim=1)
+
+    quantizer.start(latents)
+    assert not moved().any() and moved().any()
+    with torch.no_grad():
+        quantizer.embedding.weight[20:, 0] = -5.0
+    quantizer.usage[20:] = 0
+    quantizer.age.fill_(30)
+    assert not moved()[20:].any() and quantizer.age[20:].tolist() == [1.0] * 12
+    assert moved()[20:].any()
+
+
 def test_restarting_can_be_turned_off() -> None:
     quantizer, latents = dead_and_alive()
     silent = VectorQuantizer(quantizer.config.model_copy(update={"restart_below": 0.0}))
@@ -253,34 +274,87 @@ def test_kmeans_finds_clusters_and_fills_empty_ones() -> None:
     torch.testing.assert_close(shares, torch.full((5,), 0.2))
 
 
-def test_drawing_repeats_vectors_only_where_there_are_too_few() -> None:
+def test_drawing_takes_each_vector_once_at_most() -> None:
     vectors = torch.arange(10.0).unsqueeze(1)
-    assert len(draw_vectors(vectors, 10).unique()) == 10
-    assert len(draw_vectors(vectors, 25)) == 25
+    for most, drawn in ((4, 4), (10, 10), (25, 10)):
+        assert len(draw_vectors(vectors, most, Draws("a", (0, 1))).unique()) == drawn
 
 
-def train_a_rank(rank: int, folder: Path) -> None:
-    """What one of two processes does: a start and some steps on vectors of its own, and its states in files."""
+def test_heavy_vectors_are_drawn_sooner_as_often_as_their_weight_says() -> None:
+    vectors, weights = torch.arange(3.0).unsqueeze(1), torch.tensor([1.0, 2.0, 5.0])
+    orders = [draw_vectors(vectors, 2, Draws(str(seed), (0,)), weights) for seed in range(4000)]
+    counts = torch.stack(orders).squeeze(2).long()
+    first = counts[:, 0].bincount() / 4000
+    torch.testing.assert_close(first, weights / 8, atol=0.03, rtol=0)
+    # After the heaviest, the others share what is left as they would without it (Plackett-Luce).
+    then = counts[counts[:, 0] == 2, 1].bincount(minlength=3).float()
+    torch.testing.assert_close(then / then.sum(), torch.tensor([1 / 3, 2 / 3, 0.0]), atol=0.04, rtol=0)
+
+
+def test_chance_belongs_to_a_picture_and_not_to_its_neighbours(quantizer: Quantizer) -> None:
+    latents = latents_for(quantizer, batch=4)
+    together = quantizer.relax(latents, Draws("3/1", range(4))).latents
+    for places in ([0, 2], [3, 1]):
+        assert torch.equal(quantizer.relax(latents[places], Draws("3/1", places)).latents, together[places])
+    assert not torch.equal(quantizer.relax(latents, Draws("3/2", range(4))).latents, together)
+    same = quantizer.relax(latents[:1].expand(2, -1, -1, -1), Draws("3/1", (0, 1))).latents
+    assert not torch.equal(same[0], same[1])
+
+
+def test_chance_is_spread_as_it_should_be() -> None:
+    vectors = torch.zeros(4000, 5)
+    draws = Draws("seed", range(100))
+    normal, uniform = draws.normal("a", vectors), draws.uniform("a", vectors)
+    assert abs(float(normal.mean())) < 0.03 and float(normal.std()) == pytest.approx(1, abs=0.03)
+    assert float(uniform.min()) >= 0 and float(uniform.max()) < 1
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=0.02)
+    times = draws.exponential("a", vectors)
+    assert float(times.mean()) == pytest.approx(1, abs=0.07) and float(times.std()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(draws.normal("b", vectors), normal)
+
+
+def learn(kind: str, mine: Sequence[int], processes: int) -> tuple[dict[str, torch.Tensor], int]:
+    """A start and 50 steps on the pictures `mine` of six: the state at the end, and how many codes restarted."""
+    torch.manual_seed(0)
+    # Forgetful, so that codes die soon.
+    decay = {"vq": "usage_decay", "ema_vq": "decay"}[kind]
+    quantizer = build_quantizer(CONFIGS[kind].model_copy(update={decay: 0.8}))
+    # Chance of its own, which must not matter.
+    torch.manual_seed(10 + len(mine))
+    restarts = 0
+    for step in range(51):
+        generator = torch.Generator().manual_seed(step)
+        latents = torch.randn(6, quantizer.width, 4, 4, generator=generator)
+        # They drift, so that codes that were good once lose their vectors.
+        latents[:, 0] += 0.1 * step
+        latents = latents[list(mine)].requires_grad_()
+        draws = Draws(f"0/{step}", mine)
+        if step == 0:
+            quantizer.start(latents, draws)
+            continue
+        before = quantizer.codebook.detach().clone()
+        quantized = quantizer(latents, draws)
+        restarts += int(((quantizer.codebook * before).sum(dim=1) < 0.7).sum())
+        (quantized.latents.mean() + quantized.loss).mul(len(mine) / 6).backward()
+        for weight in quantizer.parameters():
+            assert weight.grad is not None
+            if processes > 1:
+                distributed.all_reduce(weight.grad)
+            weight.data -= 0.1 * weight.grad
+            weight.grad = None
+    return quantizer.state_dict(), restarts
+
+
+def learn_as_a_rank(rank: int, folder: Path) -> None:
+    """What one of two processes does, one of which has twice as many pictures; its states go into files."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for kind in LEARNING:
-        torch.manual_seed(0)
-        quantizer = build_quantizer(CONFIGS[kind])
-        torch.manual_seed(10 + rank)
-        # The processes have different vectors, and different numbers of them.
-        quantizer.start(torch.randn(4 + rank, quantizer.width, 4, 4))
-        for _ in range(50):
-            latents = torch.randn(2, quantizer.width, 4, 4, requires_grad=True)
-            quantized = quantizer(latents + 2)
-            (quantized.latents.sum() + quantized.loss).backward()
-            for weight in quantizer.parameters():
-                distributed.all_reduce(weight.grad)
-                weight.data -= 0.1 * weight.grad
-                weight.grad = None
-        torch.save(quantizer.state_dict(), folder / f"{kind}{rank}.pt")
+        state, _ = learn(kind, ([0, 2, 4, 5], [1, 3])[rank], 2)
+        torch.save(state, folder / f"{kind}{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_two_processes_keep_the_same_codebook(tmp_path: Path) -> None:
+def test_two_processes_choose_and_restart_codes_as_one_does(tmp_path: Path) -> None:
     # Fresh interpreters: a fork would inherit threads that do not run in it.
     commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
     path = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
@@ -293,11 +367,11 @@ def test_two_processes_keep_the_same_codebook(tmp_path: Path) -> None:
     for kind in LEARNING:
         states = [torch.load(tmp_path / f"{kind}{rank}.pt", weights_only=True) for rank in range(2)]
         assert same_state(*states), kind
-        quantizer = build_quantizer(CONFIGS[kind])
-        before = quantizer.codebook.detach().clone()
-        quantizer.load_state_dict(states[0])
-        assert not torch.equal(quantizer.codebook, before)
+        alone, restarts = learn(kind, range(6), 1)
+        assert restarts > 10, kind
+        for name, value in alone.items():
+            torch.testing.assert_close(states[0][name], value, atol=1e-5, rtol=0, msg=f"{kind} {name}")
 
 
 if __name__ == "__main__":
-    train_a_rank(int(sys.argv[1]), Path(sys.argv[2]))
+    learn_as_a_rank(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,7 @@
 """The image tokenizer's training: when quantisation begins, what is learnt from, what is measured."""
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from mentor.data.collate import to_device
+from mentor.errors import UserError
 from mentor.tokenizers import (
     EMAVQConfig,
     FSQConfig,
@@ -19,7 +21,7 @@ from mentor.tokenizers import (
     build_image_tokenizer,
 )
 from mentor.training.averaging import Averaging
-from mentor.training.image_tokenizer_module import ImageTokenizerModule, LossConfig, training_images
+from mentor.training.image_tokenizer_module import ImageTokenizerModule, LossConfig, training_pictures
 from mentor.training.optim import OptimizerConfig
 from mentor.types import Batch, ImageSegment, TextSegment
 
@@ -96,7 +98,7 @@ def make_trainer(steps: int, **settings) -> lightning.Trainer:
 
 
 def make_module(tokenizer: ImageTokenizer, updates: int, **loss) -> ImageTokenizerModule:
-    return ImageTokenizerModule(tokenizer, LossConfig(**loss), OptimizerConfig(lr=2e-3), updates, log_every=1)
+    return ImageTokenizerModule(tokenizer, LossConfig(**loss), OptimizerConfig(lr=2e-3), updates)
 
 
 class Watch(lightning.Callback):
@@ -110,6 +112,7 @@ class Watch(lightning.Callback):
         pl_module.tokenizer.register_forward_pre_hook(lambda module, args: self.seen.append(len(args[0])))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        pl_module.write_row(outputs)
         self.started.append(bool(pl_module.tokenizer.quantize.started))
 
 
@@ -136,15 +139,100 @@ def test_codes_that_are_chosen_are_used_at_once() -> None:
 
 def test_targets_and_other_references_are_learnt_from() -> None:
     batch = make_batch(0)
-    images = training_images(batch)
-    assert torch.equal(images[:4], batch.targets)
-    assert torch.equal(images[4:], pictures(4, 1000)[1::2])
+    chosen = training_pictures(batch, 0, "seed")
+    assert torch.equal(chosen.images[:4], batch.targets)
+    assert torch.equal(chosen.images[4:], pictures(4, 1000)[1::2])
+    assert chosen.places == [0, 1, 2, 3, 5, 7]
+
+
+def share_of(batch: Batch, rank: int, world: int) -> Batch:
+    """The rows that a process has of a global batch."""
+    return Batch(
+        batch.tasks[rank::world],
+        batch.prompts[rank::world],
+        batch.targets[rank::world],
+        batch.focus[rank::world],
+        batch.keys[rank::world],
+        batch.valid[rank::world],
+        batch.facts[rank::world],
+    )
+
+
+@pytest.mark.parametrize("most", [0, 3, 5, 8, 11, 16, 40])
+def test_the_choice_of_pictures_does_not_depend_on_the_number_of_processes(most: int) -> None:
+    batch = make_batch(0, count=8)
+    for seed in "abcd":
+        alone = training_pictures(batch, most, seed)
+        expected = dict(zip(alone.places, alone.images, strict=True))
+        for world in (2, 4, 8):
+            found: dict[int, torch.Tensor] = {}
+            for rank in range(min(world, most) if most else world):
+                if world > most > 0:
+                    continue  # some processes would have none
+                part = training_pictures(share_of(batch, rank, world), most, seed, rank, world)
+                assert not found.keys() & set(part.places)
+                found |= dict(zip(part.places, part.images, strict=True))
+            if not world > most > 0:
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(found[place], expected[place]) for place in found)
+
+
+def test_every_example_gives_a_picture_before_any_gives_two() -> None:
+    batch = make_batch(0, count=8)  # every second one has two pictures
+    for seed in map(str, range(50)):
+        assert len(training_pictures(batch, 3, seed).places) == 3
+        few = [place % 8 for place in training_pictures(batch, 8, seed).places]
+        assert sorted(few) == list(range(8))
+        more = [place % 8 for place in training_pictures(batch, 12, seed).places]
+        assert set(more) == set(range(8)) and len(more) == 10  # the stretch of four has two with a second picture
+        assert len(training_pictures(batch, 16, seed).places) == 12
+
+
+def test_each_picture_is_chosen_as_often_as_its_like() -> None:
+    batch = make_batch(0, count=8)
+    counts = torch.zeros(16)
+    for seed in map(str, range(2000)):
+        counts[training_pictures(batch, 4, seed).places] += 1 / 2000
+    only, either = counts[0:8:2], torch.cat((counts[1:8:2], counts[9:16:2]))
+    torch.testing.assert_close(only, torch.full((4,), 0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(either, torch.full((8,), 0.25), atol=0.05, rtol=0)
+    assert not counts[8:16:2].any()
+
+
+def test_processes_have_equally_many_pictures_where_all_examples_have_them() -> None:
+    batch = make_batch(1, count=12)
+    other = Batch(**(vars(batch) | {"prompts": [(ImageSegment(image),) for image in pictures(12, 77)]}))
+    for most in (4, 13, 16, 20):
+        for seed in map(str, range(20)):
+            parts = [len(training_pictures(share_of(other, rank, 4), most, seed, rank, 4).places) for rank in range(4)]
+            assert sum(parts) == most and max(parts) - min(parts) <= 1
 
 
 def test_the_number_of_pictures_is_limited() -> None:
     watch = Watch()
     make_trainer(3, callbacks=[watch]).fit(make_module(small(), 3, images=3), datamodule=Data(Batches(0, 3)))
     assert watch.seen == [3, 3, 3]
+
+
+def test_fewer_pictures_than_processes_are_refused() -> None:
+    module = make_module(small(), 3, images=1)
+    module.trainer = make_trainer(3)
+    module.on_train_start()
+    module.trainer = SimpleNamespace(global_step=0, world_size=2)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"loss\.images 1 leaves some of 2 processes without a picture: say 2 or more"):
+        module.on_train_start()
+
+
+def test_the_seed_decides_on_pictures_and_noise() -> None:
+    def train(seed: int) -> torch.Tensor:
+        module = ImageTokenizerModule(
+            small(), LossConfig(images=3, delay=0.9), OptimizerConfig(lr=2e-3), 4, seed=seed
+        )
+        make_trainer(4).fit(module, datamodule=Data(Batches(0, 4)))
+        return torch.cat([weights.detach().flatten() for weights in module.tokenizer.parameters()])
+
+    assert torch.equal(train(1), train(1))
+    assert not torch.equal(train(1), train(2))
 
 
 def test_training_makes_the_pictures_better() -> None:
@@ -158,7 +246,7 @@ def test_training_makes_the_pictures_better() -> None:
 
     trainer.callbacks.append(Note())  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=Data(Batches(0, 120), Batches(5000, 4)))
-    assert len(psnrs) == 3 and psnrs[-1] > psnrs[0] + 0.3 and psnrs[-1] > 12.5
+    assert len(psnrs) == 3 and psnrs[-1] > psnrs[0] + 0.3 and psnrs[-1] > 12.3
 
 
 def test_validation_counts_valid_rows_only_and_agrees_with_torchmetrics() -> None:
@@ -216,7 +304,7 @@ def test_a_resumed_run_keeps_its_codes(tmp_path) -> None:
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = make_module(small(), 8, delay=0.25)
     starts: Iterator[int] = iter(range(99))
-    again.tokenizer.quantize.choose_codes = lambda placed: next(starts)  # type: ignore[method-assign]
+    again.tokenizer.quantize.choose_codes = lambda placed, draws: next(starts)  # type: ignore[method-assign]
     make_trainer(8).fit(
         again, datamodule=Data(Batches(0, 8)), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False
     )

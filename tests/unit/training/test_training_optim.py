@@ -7,6 +7,7 @@ from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from mentor.models import Generator
+from mentor.training.joint import JointOptimizer
 from mentor.training.optim import (
     OptimizerConfig,
     build_optimizer,
@@ -95,6 +96,26 @@ def test_an_optimizer_of_one_sort_of_parameters(kind: Literal["adamw", "muon"], 
     module.get_parameter(left).requires_grad_(False)
     optimizer = build_optimizer(module, OptimizerConfig(kind=kind, lr=0.1))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_models_beside_each_other_have_settings_of_their_own_and_one_schedule(kind: Literal["adamw", "muon"]) -> None:
+    model, other = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 1)), nn.Linear(3, 3)
+    theirs = OptimizerConfig(lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
+    configured = configure_optimizers(model, OptimizerConfig(kind=kind, lr=0.1, warmup=0.2), 10, [(other, theirs)])
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]  # type: ignore[index]
+    assert isinstance(optimizer, JointOptimizer)
+    assert [{id(one) for one in group} for group in optimizer.groups_to_clip] == [
+        {id(one) for one in model.parameters()},
+        {id(one) for one in other.parameters()},
+    ]
+    for update in range(10):
+        for group in optimizer.param_groups:
+            own = any(parameter is one for parameter in group["params"] for one in other.parameters())
+            assert group["lr"] == pytest.approx((0.01 if own else 0.1) * rate_factor(update, 10, 2, 0.1))
+            assert group.get("betas") == ((0.5, 0.9) if own else group.get("betas") and (0.9, 0.95))
+        optimizer.step()
+        schedule.step()
 
 
 class Line(lightning.LightningModule):

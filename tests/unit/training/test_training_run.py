@@ -1,6 +1,5 @@
 """Whole runs of a few steps, in this process."""
 
-import csv
 import os
 import signal
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import newest, rows, weights
 
 from mentor.errors import UserError
 from mentor.models.checkpoint import load_generator, load_image_tokenizer
@@ -17,15 +16,6 @@ from mentor.training.generator_module import GeneratorModule
 from mentor.training.run import train
 
 Settings = Callable[..., TrainConfig]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "release" / "model.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "logs" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +29,8 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GeneratorModule, "training_step", training_step)
 
 
-@pytest.mark.parametrize("change", ["optimizer.kind=adamw", "optimizer.kind=muon", "trainer.accumulate=2"])
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("change", ["optimizer.kind=adamw", "optimizer.kind=muon", "trainer.log_every=4"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     settings: Settings, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,16 +53,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert "same command goes on" in capsys.readouterr().err
 
 
-def test_an_interruption_before_the_first_step_is_an_interruption(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.fault(5)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    settings: Settings, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     def on_fit_start(self: GeneratorModule) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal has not stopped it")
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GeneratorModule, "on_fit_start", on_fit_start)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit) as caught:
             train(settings("trainer.max_steps=3"))
-    assert signal.getsignal(signal.SIGINT) == handler
+    assert caught.value.code == 128 + number
+    assert "before the first step" in capsys.readouterr().err
+    assert signal.getsignal(number) == handler
     assert not (tmp_path / "run" / "release").exists()
     train(settings("trainer.max_steps=3"))
 
@@ -79,7 +77,7 @@ def test_an_interruption_before_the_first_step_is_an_interruption(settings: Sett
 def test_the_release_holds_the_averaged_weights(settings: Settings, tmp_path: Path) -> None:
     config = settings("trainer.max_steps=5", "ema.decay=0.5")
     train(config)
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = newest(tmp_path / "run")
     assert checkpoint["global_step"] == 5
     released = weights(tmp_path / "run")
     differing = 0
@@ -92,7 +90,7 @@ def test_the_release_holds_the_averaged_weights(settings: Settings, tmp_path: Pa
 
 def test_without_averaging_the_release_holds_the_last_weights(settings: Settings, tmp_path: Path) -> None:
     train(settings("trainer.max_steps=3", "ema=null"))
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = newest(tmp_path / "run")
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"generator.{name}"]), name
 
@@ -106,7 +104,7 @@ def test_a_run_killed_before_its_release_only_writes_it(
         with pytest.raises(SystemExit):
             train(config)
     train(config)
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = newest(tmp_path / "run")
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"generator.{name}"]), name
 
@@ -207,12 +205,3 @@ def test_the_folder_of_another_run_is_refused(settings: Settings) -> None:
 def test_a_task_can_be_taken_out_of_the_mixture(settings: Settings) -> None:
     assert set(settings("data.mixture.segment=0").data.mixture) == {"reconstruct", "text_to_image"}
     assert set(settings("data.mixture.segment=null").data.mixture) == {"reconstruct", "text_to_image"}
-
-
-def test_a_loss_that_is_no_number_ends_the_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = GeneratorModule.training_step
-    monkeypatch.setattr(
-        GeneratorModule, "training_step", lambda self, batch, index: original(self, batch, index) * float("nan")
-    )
-    with pytest.raises(UserError, match="gradient is nan at update 0"):
-        train(settings("trainer.max_steps=2"))

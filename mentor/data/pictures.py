@@ -1,0 +1,122 @@
+"""Picture files: references that people give, and drawn pictures, which carry how they were made."""
+
+import base64
+import errno
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
+
+from mentor.errors import UserError
+
+METADATA_KEY = "mentor"
+# What a picture follows from, as its metadata call it. The model's folder and the version may be others.
+CAUSES = ("prompt", "sampling", "size", "seed", "images", "fingerprint")
+GIVE_OURS = "give a PNG that mentor.generate wrote"
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The picture in a file, turned as its EXIF data says.
+
+    Raises:
+        UserError: there is no such file, or it is no whole picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGBA" if picture.has_transparency_data else "RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"no image file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): give a whole PNG, JPEG or WebP file") from error
+
+
+def encode_png(picture: Image.Image) -> str:
+    """The picture's PNG bytes in base64."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG with its metadata, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    info = PngInfo()
+    if METADATA_KEY in picture.info:
+        text = picture.info[METADATA_KEY]
+        # Pillow refuses a file with more compressed text than this; many large references are more.
+        info.add_itxt(METADATA_KEY, text, zip=len(text.encode()) < MAX_TEXT_CHUNK)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                picture.save(file, "PNG", pnginfo=info)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        first = "make room, or " if error.errno == errno.ENOSPC else ""
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): {first}choose a folder that can be written"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove half-written pictures of processes that are no more; those of others are their own business."""
+    for partial in folder.glob("*.png.*.partial"):
+        try:
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            partial.unlink(missing_ok=True)
+        except (ValueError, OverflowError, PermissionError):
+            continue
+
+
+def is_finished(path: Path, about: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `path` is the whole picture that the metadata `about` belong to; if not, it may be written.
+
+    Raises:
+        UserError: it is another picture, or none that can be read, and `overwrite` does not allow to replace it.
+    """
+    if not os.path.lexists(path):
+        return False
+    try:
+        found = read_metadata(path)
+        different = [name for name in CAUSES if found.get(name) != about[name]]
+        if different:
+            raise UserError(f"{path} is another picture ({', '.join(different)} differ)")
+    except UserError as error:
+        if overwrite:
+            return False
+        what = str(error).removesuffix(f": {GIVE_OURS}")
+        raise UserError(f"{what} and would be lost: choose another --output, or say --overwrite") from error
+    return True
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a generated PNG says of how it was made.
+
+    Raises:
+        UserError: the file is no picture, or no picture of ours.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(METADATA_KEY)
+        settings = json.loads(text) if text else None
+    except FileNotFoundError as error:
+        raise UserError(f"no image file {path}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {GIVE_OURS}") from error
+    wanted = {"prompt", "sampling", "seed", "images", "model", "fingerprint"}
+    if not isinstance(settings, dict) or not wanted <= settings.keys():
+        raise UserError(f"{path} has no record of how it was made: {GIVE_OURS}")
+    return settings

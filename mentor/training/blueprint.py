@@ -1,0 +1,189 @@
+"""What a stage trains, on the meta device: shapes without memory. Of a release its small files are read, no weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from torch.optim import Optimizer
+
+from mentor.conditioning import TextTokenizer
+from mentor.config import validate
+from mentor.data.packs import CodeLayout
+from mentor.data.streammodule import TrainingData
+from mentor.errors import UserError
+from mentor.models import Generator, GeneratorConfig, build_generator
+from mentor.models.checkpoint import code_spec, read_config
+from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
+from mentor.training.build import build_module, reads_features
+from mentor.training.config import AlignmentTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
+from mentor.training.folder import differences
+from mentor.training.freeze import freeze
+from mentor.training.image_tokenizer_module import ImageTokenizerModule
+from mentor.training.optim import build_optimizer
+from mentor.types import CodeSpec
+
+# Byte-level BPE has at least the bytes.
+_LEAST_TEXT_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a stage trains and uses, all of it on the meta device.
+
+    Attributes:
+        module: what is trained, averaged and kept in checkpoints.
+        optimizer: of the module.
+        image_tokenizer: the trained one, or the frozen one that gives a generator its codes.
+        spec: the codes that it makes of the data's pictures.
+        parts: name -> module, for a table.
+    """
+
+    module: nn.Module
+    optimizer: Optimizer
+    image_tokenizer: ImageTokenizer
+    spec: CodeSpec
+    parts: dict[str, nn.Module | nn.Parameter]
+
+    @property
+    def generator(self) -> Generator | None:
+        """What stages 1 and 2 train."""
+        return self.module if isinstance(self.module, Generator) else None
+
+
+def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
+    """What `build_module` would make, without its weights.
+
+    The text tokenizer that stage 1 trains is taken for as large as the settings let it be.
+
+    Raises:
+        UserError: what `build_module` would raise, as far as that can be known without the weights.
+    """
+    for folder in _releases(config):
+        if not Path(folder).is_dir():
+            build_module(config, datamodule)  # it says what to do
+    match config:
+        case ImageTokenizerTraining():
+            return _draw_image_tokenizer(config, datamodule)
+        case AlignmentTraining():
+            tokenizer_config, fingerprint = _read_image_tokenizer(config.image_tokenizer_from)
+            vocabulary = max(_LEAST_TEXT_VOCABULARY, config.conditioner.text_vocab_size)
+            if config.init_from is not None:
+                theirs = _read_generator(config.init_from)
+                _refuse_differing(config.init_from, theirs.model_dump(), config.generator.model_dump())
+                vocabulary = _text_vocabulary(config.init_from)
+            return _draw_generator(config, config.generator, vocabulary, tokenizer_config, fingerprint, datamodule)
+        case TuningTraining():
+            generator = _read_generator(config.init_from)
+            tokenizer_config, fingerprint = _read_image_tokenizer(config.init_from)
+            vocabulary = _text_vocabulary(config.init_from)
+            return _draw_generator(config, generator, vocabulary, tokenizer_config, fingerprint, datamodule)
+        case _:
+            assert_never(config)
+
+
+def draw_generator(config: GeneratorConfig, vocabulary: int, spec: CodeSpec) -> Generator:
+    """A generator on the meta device whose text tokenizer takes each blank-separated word for one of its entries."""
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    with torch.device("meta"):
+        codebook = torch.empty(spec.vocab_size, spec.code_width)
+        return build_generator(config, TextTokenizer(words), spec, codebook)
+
+
+def _draw_image_tokenizer(config: ImageTokenizerTraining, datamodule: TrainingData) -> Blueprint:
+    if datamodule.codes is not None:
+        build_module(config, datamodule)  # it refuses them
+    if config.init_from is not None:
+        found, _ = _read_image_tokenizer(config.init_from)
+        theirs, ours = {"image_tokenizer": found.model_dump()}, {"image_tokenizer": config.image_tokenizer.model_dump()}
+        _refuse_differing(config.init_from, theirs, ours)
+    with torch.device("meta"):
+        tokenizer = build_image_tokenizer(config.image_tokenizer)
+        spec = code_spec(tokenizer, config.data.image_size)
+        freeze(tokenizer, config.freeze)
+        module = ImageTokenizerModule(tokenizer.train(), config.loss, config.optimizer, config.trainer.max_steps)
+        configured = module.configure_optimizers()
+    assert isinstance(configured, dict)
+    optimizer = configured["optimizer"]
+    parts: dict[str, nn.Module | nn.Parameter] = dict(tokenizer.named_children())
+    parts |= {name: part for name, part in module.named_children() if part is not tokenizer}
+    return Blueprint(module, optimizer, tokenizer, spec, parts)
+
+
+def _draw_generator(
+    config: AlignmentTraining | TuningTraining,
+    generator_config: GeneratorConfig,
+    vocabulary: int,
+    tokenizer_config: ImageTokenizerConfig,
+    fingerprint: str,
+    datamodule: TrainingData,
+) -> Blueprint:
+    with torch.device("meta"):
+        image_tokenizer = build_image_tokenizer(tokenizer_config).eval().requires_grad_(False)
+    spec = code_spec(image_tokenizer, config.data.image_size)
+    if config.init_from is not None:
+        _check_size(config.init_from, spec, config.data.image_size)
+    if datamodule.codes is not None:
+        _check_codes(datamodule.codes, config.data.places, fingerprint, generator_config, spec)
+    generator = draw_generator(generator_config, vocabulary, spec)
+    freeze(generator, config.freeze)
+    optimizer = build_optimizer(generator.train(), config.optimizer)
+    parts: dict[str, nn.Module | nn.Parameter] = dict(generator.named_children())
+    parts |= dict(generator.named_parameters(recurse=False))
+    return Blueprint(generator, optimizer, image_tokenizer, spec, parts)
+
+
+def _releases(config: TrainConfig) -> list[str]:
+    named = [getattr(config, "image_tokenizer_from", None), config.init_from]
+    return [folder for folder in named if folder is not None]
+
+
+def _read_image_tokenizer(folder: str) -> tuple[ImageTokenizerConfig, str]:
+    """The settings and the fingerprint of a release's image tokenizer, its own or the one inside a generator's."""
+    path = Path(folder)
+    facts = read_config(path)
+    if facts["kind"] == "generator":
+        facts = read_config(path / "image_tokenizer")
+    return validate(ImageTokenizerConfig, facts["image_tokenizer"]), facts["fingerprint"]
+
+
+def _read_generator(folder: str) -> GeneratorConfig:
+    facts = read_config(Path(folder))
+    if facts["kind"] != "generator":
+        raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
+    return validate(GeneratorConfig, facts["generator"])
+
+
+def _text_vocabulary(folder: str) -> int:
+    return TextTokenizer.load(Path(folder) / "text_tokenizer.json").vocab_size
+
+
+def _refuse_differing(folder: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
+    if differing := differences(theirs, ours):
+        raise UserError(f"init_from {folder} is another model ({'; '.join(differing[:5])}): make the settings agree")
+
+
+def _check_size(folder: str, spec: CodeSpec, image_size: int) -> None:
+    facts = read_config(Path(folder))
+    if tuple(facts["codes"]["grid"]) != spec.grid:
+        raise UserError(
+            f"data.image_size {image_size} does not fit the generator, which was made for {facts['image_size']}: "
+            f"say data.image_size={facts['image_size']}"
+        )
+
+
+def _check_codes(codes: CodeLayout, places: str, fingerprint: str, config: GeneratorConfig, spec: CodeSpec) -> None:
+    """Refuse codes of another image tokenizer, of another shape, or without what the conditioner reads."""
+    features = spec.feature_width if reads_features(config.conditioner) else codes.feature_width
+    ours = (fingerprint, spec.grid, spec.vocab_size, features)
+    theirs = (codes.tokenizer, tuple(codes.grid), codes.vocabulary, codes.feature_width)
+    for name, here, there in zip(("image tokenizer", "grid", "vocabulary", "features"), ours, theirs, strict=True):
+        if here != there:
+            raise UserError(
+                f"the codes in {places} do not fit this run: {name} {there} there, {here} here; make them anew with "
+                "`python tools/make_shards.py codes`"
+            )
