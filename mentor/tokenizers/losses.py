@@ -59,7 +59,11 @@ class AdversarialLossConfig(Config):
     """A discriminator that learns to tell drawn pictures from real ones, and what it teaches the image tokenizer.
 
     Attributes:
-        weight: of the adversarial part in the image tokenizer's loss.
+        weight: of the adversarial part in the image tokenizer's loss; see `adaptive`.
+        adaptive: take the weight as the ratio in which both parts move the drawn pictures: it is multiplied by the norm
+            of the pixel loss's gradient with respect to the pictures over that of the adversarial one (VQGAN's equation
+            7, at the pictures in place of the last layer). A weight as such means little, since it has to outweigh a
+            pixel loss that shrinks all the time: the 0.5 of LlamaGen, beside a perceptual loss, is far too much here.
         start: share of all updates before it begins. A discriminator finds bad pictures without being taught, and
             teaches nothing by that.
         kind: the two losses.
@@ -69,6 +73,7 @@ class AdversarialLossConfig(Config):
     """
 
     weight: float = Field(default=0.5, ge=0)
+    adaptive: bool = True
     start: float = Field(default=0.5, ge=0, lt=1)
     kind: AdversarialKind = "hinge"
     lr: float = Field(default=2e-4, gt=0)

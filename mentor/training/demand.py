@@ -18,7 +18,7 @@ from mentor.training.blueprint import Blueprint, draw_generator
 from mentor.training.config import GeneratorTraining, ImageTokenizerTraining, TrainConfig
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import token_entropy
-from mentor.training.image_tokenizer_module import ImageTokenizerModule, judge
+from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.memory import size_of
 from mentor.training.tracing import Traced, autocast, trace
 from mentor.types import Codes, ImageSegment, Prompt, TextSegment
@@ -236,8 +236,11 @@ def _trace_image_tokenizer(config: ImageTokenizerTraining, pictures: int, accele
                 loss = module.pixel_loss(output.images, images) + output.quantizer_loss
                 adversarial = config.loss.adversarial
                 if training and module.discriminator is not None and adversarial is not None:
-                    judged = judge(module.discriminator, images, output.images, adversarial.kind)
-                    loss = loss + judged["g_loss"] + judged["d_loss"]
+                    share = torch.ones(())
+                    values = module._add_adversarial(
+                        adversarial, module.discriminator, loss, output.images, images, share
+                    )
+                    loss = values["loss"]
             return loss if training else None
 
     return trace([module], work)

@@ -40,6 +40,8 @@ from mentor.types import Batch, prompt_images
 
 # Codes count as in use in training when they occurred within about this many steps.
 USAGE_STEPS = 100
+# As in VQGAN; a discriminator that pushes nowhere must not be followed any distance.
+LARGEST_RATIO = 1e4
 
 
 class LossConfig(Config):
@@ -137,7 +139,9 @@ class ImageTokenizerModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss over the batch's pictures, and what the logs want to know of it (Lightning's hook).
 
-        All values are scaled so that their mean over the processes is the mean over the pictures of all processes.
+        The loss brings the gradients of image tokenizer and discriminator along, for one backward pass and one step.
+        Its value is that of pixels and codes alone, so that it stays comparable when the adversarial part begins. All
+        values are scaled so that their mean over the processes is the mean over the pictures of all processes.
         """
         step, parts = self.trainer.global_step, self.trainer.accumulate_grad_batches
         seed = f"{self._seed}/{step}/{batch_idx % parts}"
@@ -153,6 +157,7 @@ class ImageTokenizerModule(lightning.LightningModule):
         output = self.tokenizer(images, quantise, Draws(seed, pictures.places))
         counts = torch.bincount(output.codes.ids.flatten(), minlength=len(self._recent))
         self._recent = self._recent.to(counts.device) * (1 - 1 / USAGE_STEPS) + counts
+        share = self._share(len(images))
         values = {
             "loss": self.pixel_loss(output.images, images) + output.quantizer_loss,
             "psnr": psnr(output.images.detach().clamp(-1, 1), images).mean(),
@@ -161,10 +166,9 @@ class ImageTokenizerModule(lightning.LightningModule):
             self.discriminator.check_size(images)
             # The same in all processes, so that all of them have a gradient for the discriminator or none.
             if step >= adversarial.start * self._updates:
-                judged = judge(self.discriminator, images, output.images, adversarial.kind)
-                values["loss"] = values["loss"] + adversarial.weight * judged["g_loss"] + judged["d_loss"]
-                values |= {name: value.detach() for name, value in judged.items()}
-        share = self._share(len(images))
+                values |= self._add_adversarial(
+                    adversarial, self.discriminator, values["loss"], output.images, images, share
+                )
         return {name: value * share for name, value in values.items()}
 
     def write_row(self, outputs: Any) -> None:
@@ -228,6 +232,27 @@ class ImageTokenizerModule(lightning.LightningModule):
     def _choose(self, batch: Batch, most: int, seed: str) -> Pictures:
         return training_pictures(batch, most, seed, self.trainer.global_rank, self.trainer.world_size)
 
+    def _add_adversarial(
+        self,
+        adversarial: AdversarialLossConfig,
+        discriminator: Discriminator,
+        loss: Float[Tensor, ""],
+        fake: Float[Tensor, "n c y x"],
+        real: Float[Tensor, "n c y x"],
+        share: Float[Tensor, ""],
+    ) -> dict[str, Tensor]:
+        """The loss with the gradients of the adversarial part, which leaves its value as it is, and values to log."""
+        verdict = judge(discriminator, real, fake, adversarial.kind)
+        weight = torch.tensor(adversarial.weight, device=fake.device)
+        if adversarial.adaptive:
+            (pull,) = torch.autograd.grad(loss, fake, retain_graph=True)
+            squares = torch.stack((pull.float().square().sum(), verdict.push.float().square().sum()))
+            pixels, pictures = sum_over_processes(squares * share.square()).sqrt()
+            weight = weight * (pixels / pictures.clamp(min=1e-12)).clamp(max=LARGEST_RATIO)
+        added = weight * (verdict.push * fake).sum() + verdict.d_loss
+        values = {"loss": loss + (added - added.detach()), "g_weight": weight, "g_loss": verdict.g_loss}
+        return values | {"d_loss": verdict.d_loss.detach(), "d_real": verdict.d_real, "d_fake": verdict.d_fake}
+
     def _share(self, count: int) -> Float[Tensor, ""]:
         """What this process's pictures weigh: 1 where all processes have equally many."""
         counted = torch.tensor(float(count), device=self.device)
@@ -269,16 +294,32 @@ def training_pictures(batch: Batch, most: int, seed: str, rank: int = 0, world: 
     return Pictures(torch.stack([images[place] for place in places]), places)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a discriminator says of real and drawn pictures.
+
+    Attributes:
+        g_loss: the loss of whoever drew the pictures, a plain number.
+        push: its gradient with respect to the drawn pictures.
+        d_loss: the discriminator's, with a gradient for its weights and for nothing else.
+        d_real: mean logit of the real pictures, a plain number.
+        d_fake: mean logit of the drawn ones.
+    """
+
+    g_loss: Float[Tensor, ""]
+    push: Float[Tensor, "n c y x"]
+    d_loss: Float[Tensor, ""]
+    d_real: Float[Tensor, ""]
+    d_fake: Float[Tensor, ""]
+
+
 def judge(
     discriminator: Discriminator,
     real: Float[Tensor, "n c y x"],
     fake: Float[Tensor, "n c y x"],
     kind: AdversarialKind,
-) -> dict[str, Float[Tensor, ""]]:
-    """The two losses of adversarial training, to be minimised together in one backward pass, and the mean logits.
-
-    `g_loss` has no gradient for the discriminator's weights, `d_loss` none for what drew the pictures: their sum has
-    the gradients that two optimizers in turn would see.
+) -> Verdict:
+    """Both sides' losses of adversarial training: what two optimizers in turn would see, for one step of both.
 
     Args:
         discriminator: the judge.
@@ -287,11 +328,9 @@ def judge(
         kind: of the losses.
     """
     frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    answer = torch.func.functional_call(discriminator, frozen, (fake,))
-    on_real, on_fake = discriminator(torch.cat((real, fake.detach()))).chunk(2)
-    return {
-        "g_loss": generator_loss(answer, kind),
-        "d_loss": discriminator_loss(on_real, on_fake, kind),
-        "d_real": on_real.float().mean(),
-        "d_fake": on_fake.float().mean(),
-    }
+    drawn = fake.detach().requires_grad_()
+    g_loss = generator_loss(torch.func.functional_call(discriminator, frozen, (drawn,)), kind)
+    (push,) = torch.autograd.grad(g_loss, drawn)
+    on_real, on_fake = discriminator(torch.cat((real, fake.detach()))).float().chunk(2)
+    d_loss = discriminator_loss(on_real, on_fake, kind)
+    return Verdict(g_loss.detach(), push, d_loss, on_real.detach().mean(), on_fake.detach().mean())

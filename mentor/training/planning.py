@@ -195,9 +195,7 @@ def plan_tasks(config: TrainBase, datamodule: TrainingData) -> list[TaskPlan]:
 def _why_not(config: TrainConfig, world: int, states: States, demand: Demand, accelerator: bool) -> str:
     """Why a step is not tried out here; empty if it is."""
     if world > 1:
-        return (
-            f"{world} processes are planned and this is one (trainer.devices=1 without --world-size measures one alone)"
-        )
+        return f"{world} processes are planned (trainer.devices=1, without --world-size, measures one by itself)"
     if accelerator and not torch.cuda.is_available():
         return "there is no accelerator here"
     if (work := demand.flops * config.trainer.accumulate) > SMALL:

@@ -74,6 +74,7 @@ def write_rows(folder: Path, sharded: Mapping[str, DTensor], rank: int, world: i
         save_file(rows, path, metadata={_INDEX: json.dumps(index)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets the owner alone read them
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {path.name: (path.stat().st_size, sha256_of(path))}

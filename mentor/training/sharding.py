@@ -1,7 +1,7 @@
 """Training with the model shared out to all processes (FSDP2), for generators too large to stand whole on each device.
 
 Weights, gradients, optimizer states and the average are sharded by rows. The linear layers of a block are gathered
-while the block computes and let go of afterwards; all the rest (embeddings, norms, conditioner, head: a tenth of `xl`)
+while the block computes and let go of afterwards; all the rest (embeddings, norms, conditioner, head: 6 % of `xl`)
 is gathered for a whole step. The image tokenizer is small and stays whole.
 
 In mixed precision the linear layers are gathered in bfloat16, their gradients are added up in float32. That is what

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -46,14 +46,11 @@ def trace(modules: Sequence[nn.Module], work: Callable[[], Tensor | None]) -> Tr
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
         weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        with (
-            FlopCounterMode(display=False, custom_mapping=_attention()) as flops,
-            LiveBytes(weights) as live,
-        ):
+        with Meter(weights) as meter:
             loss = work()
             if loss is not None:
                 loss.backward()
-    return Traced(live.peak, flops.get_total_flops())
+    return Traced(meter.peak, meter.flops)
 
 
 def autocast(precision: Precision, accelerator: bool) -> torch.autocast:
@@ -68,12 +65,13 @@ def autocast(precision: Precision, accelerator: bool) -> torch.autocast:
     )
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, for as long as anyone holds them.
+class Meter(TorchDispatchMode):
+    """Counts the work of operations, and the bytes of tensors that they make, for as long as anyone holds them.
 
     Attributes:
         live: bytes now.
         peak: bytes at most so far.
+        flops: additions and multiplications so far.
 
     Args:
         others: tensors that are not counted.
@@ -81,11 +79,17 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, others: Sequence[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in others}
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        # Attention as the CPU has it, which torch does not know how to count.
+        self._rules = {**flop_registry, attention: _attention, backward: _attention_backward}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        if (rule := self._rules.get(func._overloadpacket)) is not None:
+            self.flops += rule(*args, **(kwargs or {}), out_val=made)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
@@ -105,18 +109,15 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, *others: Any, out_val: Any, **options: Any) -> int:
+    return sdpa_flop_count(queries.shape, keys.shape, values.shape)
+
+
+def _attention_backward(
+    gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *others: Any, out_val: Any, **options: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient.shape, queries.shape, keys.shape, values.shape)
+
+
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def _attention() -> dict[Any, Callable[..., int]]:
-    """How to count the CPU's own attention, which torch's counter does not know."""
-
-    def forward(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-        return sdpa_flop_count(*shapes[:3])
-
-    def backward(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-        return sdpa_backward_flop_count(*shapes[:4])
-
-    name = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return {name: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward}

@@ -139,7 +139,7 @@ def leave_partial(run: Path) -> None:
 
 
 # What differs, and what the line on it must say.
-CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bit of a released weight": (flip_weight, r"release: model.safetensors \S+: 1 of \d+ numbers differ, by .*e-"),
     "a bit of a kept weight": (flip_in_checkpoint("state_dict", "weight"), r"checkpoint: state_dict.weight: 1 of 6 "),
     "a bit of an average": (flip_in_checkpoint("current_model_state", "weight"), "checkpoint: current_model_state"),
@@ -167,6 +167,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a row too few": (replace_text("logs/metrics.csv", "6,0.5\n", ""), "logs: step 6 train/loss is missing"),
     "a sample grid": (flip_byte("samples/0000012.png"), "samples: 0000012.png: other bytes"),
     "no sample grid": (remove("samples/0000012.png"), "samples: 0000012.png is missing"),
+    "a sample grid too many": (
+        lambda run: shutil.copy(run / "samples" / "0000012.png", run / "samples" / "0000013.png"),
+        "samples: 0000013.png is new",
+    ),
     "the summary": (replace_text("summary.json", '"step": 12', '"step": 11'), "summary: step: 12 became 11"),
     "something half-written": (leave_partial, "left behind: checkpoints/step-0000011.partial"),
 }

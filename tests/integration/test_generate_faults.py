@@ -131,6 +131,15 @@ def test_a_finished_job_draws_nothing_when_it_goes_on(
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "grid.png")]
 
 
+def test_without_resume_all_is_drawn_again(draw: Callable[..., None], tmp_path: Path) -> None:
+    draw(tmp_path, PROMPT)
+    before = pictures(tmp_path)
+    os.utime(tmp_path / "000000.png", ns=(1, 1))
+    draw(tmp_path, PROMPT)
+    assert pictures(tmp_path) == before
+    assert (tmp_path / "000000.png").stat().st_mtime_ns > 1
+
+
 @pytest.mark.parametrize(
     ("options", "differing"),
     [

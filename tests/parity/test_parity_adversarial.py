@@ -85,19 +85,22 @@ def test_one_backward_pass_gives_the_gradients_of_two_optimizers_in_turn(kind: A
     painter = torch.nn.Conv2d(3, 3, 3, padding=1)
     real = torch.randn(4, 3, 12, 12)
     fake = painter(real)
-    judged = judge(discriminator, real, fake, kind)
-    ((fake - real).square().mean() + 0.7 * judged["g_loss"] + judged["d_loss"]).backward()
+    verdict = judge(discriminator, real, fake, kind)
+    ((fake - real).square().mean() + 0.7 * (verdict.push * fake).sum() + verdict.d_loss).backward()
     ours = [parameter.grad.clone() for model in (painter, discriminator) for parameter in model.parameters()]
 
     painter.zero_grad()
     discriminator.requires_grad_(False)
     fake = painter(real)
-    ((fake - real).square().mean() + 0.7 * generator_loss(discriminator(fake), kind)).backward()
+    g_loss = generator_loss(discriminator(fake), kind)
+    ((fake - real).square().mean() + 0.7 * g_loss).backward()
     discriminator.requires_grad_(True).zero_grad()
     on_real, on_fake = discriminator(real), discriminator(fake.detach())
-    discriminator_loss(on_real, on_fake, kind).backward()
+    d_loss = discriminator_loss(on_real, on_fake, kind)
+    d_loss.backward()
     theirs = [parameter.grad for model in (painter, discriminator) for parameter in model.parameters()]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(judged["d_real"], on_real.mean())
-    torch.testing.assert_close(judged["d_fake"], on_fake.mean())
+    expected = (g_loss, d_loss, on_real.mean(), on_fake.mean())
+    found = (verdict.g_loss, verdict.d_loss, verdict.d_real, verdict.d_fake)
+    torch.testing.assert_close(found, expected)

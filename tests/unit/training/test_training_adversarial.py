@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from mentor.tokenizers import (
     AdversarialLossConfig,
     DiscriminatorConfig,
     ImageTokenizerConfig,
+    TokenizerOutput,
     VQConfig,
     build_image_tokenizer,
+    generator_loss,
 )
 from mentor.training.averaging import Averaging
 from mentor.training.config import ImageTokenizerTraining
@@ -181,6 +184,32 @@ def test_without_weight_the_image_tokenizer_learns_what_it_learns_alone() -> Non
     assert all(torch.equal(value, beside[name]) for name, value in of_tokenizer(alone).items())
     with_weight = train(build_adversarial(weight=0.5, start=0.0), callbacks=[Clip(0.01)])
     assert not any(torch.equal(alone[name], with_weight[name]) for name in ("tokenizer.decoder.conv_out.weight",))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_pictures_are_moved_as_much_as_the_weight_says(adaptive: bool) -> None:
+    module = build_adversarial(weight=0.3, adaptive=adaptive, start=0.0)
+    seen: list[tuple[Tensor, Tensor]] = []
+    moves: list[Tensor] = []
+
+    def note(tokenizer: torch.nn.Module, arguments: tuple[Tensor, ...], output: TokenizerOutput) -> None:
+        seen.append((arguments[0], output.images.detach().clone().requires_grad_()))
+        output.images.register_hook(moves.append)
+
+    module.tokenizer.register_forward_hook(note)
+    # What the discriminator was when it judged.
+    discriminator = deepcopy(module.discriminator)
+    assert discriminator is not None
+    outputs: dict[str, float] = {}
+    train(module.watch(lambda: outputs.update(module.metrics)), steps=1)
+    ((real, fake),) = seen
+    loss = module.pixel_loss(fake, real)
+    (pull,) = torch.autograd.grad(loss, fake)
+    (push,) = torch.autograd.grad(generator_loss(discriminator(fake), "hinge"), fake)
+    weight = 0.3 * pull.norm() / push.norm() if adaptive else torch.tensor(0.3)
+    torch.testing.assert_close(moves[-1], pull + weight * push)
+    assert outputs["train/g_weight"] == pytest.approx(weight.item(), rel=1e-4)
+    assert outputs["train/loss"] == pytest.approx(loss.item(), rel=1e-5), "before there are codes it is the pixels'"
 
 
 def test_the_discriminator_learns_to_tell_drawn_pictures_from_real_ones() -> None:

@@ -27,7 +27,7 @@ from mentor.training.build import build_module
 from mentor.training.config import TrainConfig
 from mentor.training.dry_run import dry_run
 from mentor.training.folder import RunFolder
-from mentor.training.planning import Plan, make_plan, open_folder, plan_tasks
+from mentor.training.planning import Plan, make_plan, open_folder, plan_tasks, time_batch
 from mentor.training.run import train
 
 Settings = Callable[..., TrainConfig]
@@ -109,6 +109,13 @@ def test_a_small_step_is_measured_where_one_process_does_it_all(
     assert (large.step_seconds, large.update_seconds) == (None, None)
     assert "TFLOP, and up to 1e-06 are tried out" in large.unmeasured
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_made_as_one_of_the_processes_would(settings: Settings) -> None:
+    datamodule = opened(settings())
+    assert 0 < time_batch(datamodule, 4) < 20
+    assert datamodule.consumed == 2
+    assert len(next(iter(datamodule.train_dataloader())).keys) == 1
 
 
 def test_tasks_get_the_batches_that_training_would_give_them(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from mentor.models import Generator
 from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import ObjectiveConfig, TrainConfig
 from mentor.training.generator_module import GeneratorModule
+from mentor.training.gradients import gradients_so_far
 from mentor.training.norms import clip_gradients, total_norm
 from mentor.training.optim import OptimizerConfig, build_optimizer
 from mentor.training.sharded_files import own_rows, put_back, share_out, take_out, write_rows
@@ -138,6 +139,31 @@ def test_a_gradient_from_an_earlier_batch_of_an_accumulation_stays(
         kept.append(generator.conditioner.projector.mlp[0].weight.grad.full_tensor())
     assert kept[0].abs().sum() > 0
     assert torch.equal(*kept)
+
+
+def test_the_gradient_of_an_accumulation_in_progress_has_no_zeros_for_what_has_none(
+    mesh: DeviceMesh, generator: Generator, image_tokenizer: ImageTokenizer
+) -> None:
+    from tiny import tiny_generator
+
+    plain = tiny_generator(image_tokenizer, layers=2, max_prefix=160)
+    plain.backbone.norm.weight.requires_grad_(False)
+    generator.backbone.norm.weight.requires_grad_(False)
+    shard(generator, mesh, low_precision=False)
+    reach = Reach(generator)
+    step(plain, image_tokenizer, references=False)
+    reach.begin()
+    step(generator, image_tokenizer, references=False)
+    reach.end()
+    expected, found = gradients_so_far(plain, 1), gradients_so_far(generator, 1)
+    assert expected.keys() == found.keys()
+    assert "rows" in found
+    assert "backbone.norm.weight" not in found
+    assert not any("projector" in name for name in found)
+    for name, value in expected.items():
+        assert value is not dict(plain.named_parameters())[name].grad, "training goes on adding to that one"
+        assert isinstance(found[name], DTensor)
+        torch.testing.assert_close(found[name].full_tensor(), value)
 
 
 def test_in_low_precision_the_linear_layers_of_blocks_alone_are_gathered_in_bfloat16(
