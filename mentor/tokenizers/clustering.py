@@ -42,7 +42,7 @@ class Draws:
     def own(cls) -> "Draws":
         """Chance from torch's global generator, for whoever has no step to name; all vectors count as one picture's."""
         rank = distributed.get_rank() if world_size() > 1 else 0
-        return cls(f"{int(torch.randint(2**62, ()))}", (rank,))
+        return cls(f"{int(torch.randint(2**62, (), device='cpu'))}", (rank,))
 
     def normal(self, purpose: str, vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Numbers from the standard normal distribution, as many as `vectors` has."""
@@ -55,7 +55,7 @@ class Draws:
     def exponential(self, purpose: str, vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
         """A number a vector from the exponential distribution with mean 1; float64 on the CPU."""
         # In float32 two of some ten thousand would often be equal, and their order then that of the processes.
-        wide = torch.empty(len(vectors), 1, dtype=torch.float64)
+        wide = torch.empty(len(vectors), 1, dtype=torch.float64, device="cpu")
         return -torch.log1p(-self._numbers(purpose, wide, torch.rand)).squeeze(1)
 
     def _numbers(self, purpose: str, like: Tensor, draw: Callable[..., Tensor]) -> Tensor:
@@ -64,8 +64,8 @@ class Draws:
         parts = []
         for place in self.places:
             seed = random.Random(f"{self.seed}/{purpose}/{place}").getrandbits(63)
-            generator = torch.Generator().manual_seed(seed)
-            parts.append(draw(each, like.shape[1], generator=generator, dtype=like.dtype))
+            generator = torch.Generator("cpu").manual_seed(seed)
+            parts.append(draw(each, like.shape[1], generator=generator, dtype=like.dtype, device="cpu"))
         return torch.cat(parts).to(like.device)
 
 

@@ -63,7 +63,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, latents: Float[Tensor, "n c"], draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Code vectors with straight-through gradient, ids and loss of unplaced vectors; may learn when in training."""
+        """Code vectors with straight-through gradient, ids and loss of unplaced vectors; may learn when in training.
+
+        What learning draws by chance comes from `draws`, if they are given, so that it does not depend on which process
+        has which picture.
+        """
 
     @abstractmethod
     def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:

@@ -58,6 +58,7 @@ def state() -> dict[str, Any]:
         "optimizer_states": [{"state": {0: moments}, "param_groups": [{"lr": 0.1}]}],
         "DataModule": {"consumed": 24},
         "callbacks": {"Guard": {"skipped": 0}},
+        "loops": {"fit_loop": {"epoch_loop.val_loop.batch_progress": {"total": {"ready": 5}, "current": {"ready": 5}}}},
     }
 
 
@@ -150,6 +151,10 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the sign of a zero": (negative_zero, "exp_avg: 1 of 3 numbers differ, by 0 at most"),
     "the place in the data": (flip_in_checkpoint("DataModule", "consumed"), "DataModule.consumed: 24 became 25"),
     "a guard's count": (flip_in_checkpoint("callbacks", "Guard", "skipped"), "skipped: 0 became 1"),
+    "where a loop is": (
+        flip_in_checkpoint("loops", "fit_loop", "epoch_loop.val_loop.batch_progress", "current", "ready"),
+        "current.ready: 5 became 6",
+    ),
     "a learning rate": (flip_in_checkpoint("optimizer_states", 0, "param_groups", 0, "lr"), "lr: 0.1 became 1.1"),
     "another last step": (remove("checkpoints/step-0000012"), "name: 'step-0000012' became 'step-0000009'"),
     "no checkpoint": (remove("checkpoints"), "checkpoint: state_dict.weight is missing"),
@@ -196,11 +201,12 @@ def test_a_difference_of_one_bit_is_named_and_counts(
     assert any(re.search(says, line) for line in done.differences), said
 
 
-def test_runs_that_differ_in_time_and_starts_alone_are_alike(
+def test_runs_that_differ_in_time_starts_and_counted_validation_batches_alone_are_alike(
     chaos: ModuleType, comparing: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     (other / "summary.json").write_text(json.dumps({"status": "finished", "starts": 3, "seconds": 9.0, "step": 12}))
+    flip_in_checkpoint("loops", "fit_loop", "epoch_loop.val_loop.batch_progress", "total", "ready")(other)
     differences = comparing.compare_runs(run, other)
     assert differences == []
     assert chaos.conclude([chaos.Round(1, tmp_path, [], 1.0, differences)]) == 0

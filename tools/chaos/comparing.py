@@ -15,6 +15,9 @@ from mentor.config import flatten
 from mentor.training.checkpoint_files import listed, read_state, verify
 
 Leaves = dict[str, Any]
+# Lightning counts the validation batches since the beginning, to see whether one is unfinished. A validation whose
+# numbers were written before the kill is not done again, and so not counted by the start that goes on.
+UNCOUNTED = ".val_loop.batch_progress.total."
 
 
 def compare_runs(expected: Path, found: Path) -> list[str]:
@@ -111,7 +114,8 @@ def read_checkpoint(run: Path) -> Leaves:
     """All that the newest checkpoint holds, by dotted path."""
     for _, newest in listed(run / "checkpoints")[:1]:
         verify(newest)
-        return {"name": newest.name} | leaves(read_state(newest))
+        found = {"name": newest.name} | leaves(read_state(newest))
+        return {name: leaf for name, leaf in found.items() if UNCOUNTED not in name}
     return {}
 
 
