@@ -33,8 +33,8 @@ def dry_run(config: TrainConfig, world_size: int | None) -> None:
         print(f"{title(config)}: finished already, the model is in {folder.release} (resume=false trains anew)")
         return
     plan = make_plan(config, folder, world_size)
-    # Lines are not broken where they go into a file.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    # Lines are not broken where they go into a file. Names of folders may look like markup.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     with console.capture() as printed:
         print_plan(plan, console)
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
@@ -44,7 +44,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print all of it."""
     processes = f"{plan.world} process{'es' if plan.world > 1 else ''}"
     shared = f" ({plan.config.trainer.strategy})" if plan.world > 1 else ""
-    console.print(f"[bold]{title(plan.config)}[/bold] on {processes}{shared}: a run could start; nothing was written")
+    console.print(f"{title(plan.config)} on {processes}{shared}: a run could start; nothing was written", style="bold")
     facts = Table.grid(padding=(0, 2))
     for name, text in _facts(plan):
         facts.add_row(name, text)
@@ -75,10 +75,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("run folder", f"{plan.folder.path}, {going}; {room}"),
         ("steps", f"{own.max_steps:,} of {data.batch_size * own.accumulate} examples{split}: {learnt}"),
         ("", f"{_often(plan)}; {_saved(plan)}"),
-        (
-            "data",
-            f"{plan.data}; a process makes its {plan.load.rows} examples of a batch in {making}",
-        ),
+        ("data", f"{plan.data}; a process makes its {plan.load.rows} examples of a batch in {making}"),
         ("work", f"{_operations(plan)} a step and process: {counted}"),
         ("time", _time(plan)),
     ]
@@ -127,7 +124,7 @@ def _operations(plan: Plan) -> str:
 def _tasks(plan: Plan) -> Table:
     table = _table("task", "batches", "examples", "records", "epochs")
     for task in plan.tasks:
-        known = ("?", "?") if task.usable is None else (f"{task.usable:,}", f"{task.examples / task.usable:.3g}")
+        known = ("?", "?") if task.usable is None else (f"{task.usable:,}", f"{task.examples / task.usable:,.2f}")
         table.add_row(task.name, f"{task.batches:,}", f"{task.examples:,}", *known)
     return table
 

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from mentor.errors import UserError
 from mentor.models import Generator
-from mentor.training.checkpoint_files import STATE, Facts, begin, finish, read_state, write_state
+from mentor.training.checkpoint_files import PARTIAL, STATE, Facts, begin, finish, read_state, write_state
 from mentor.training.checkpoints import cannot_write
 from mentor.training.config import ImageTokenizerTraining, TrainConfig
 from mentor.training.generator_module import GeneratorModule
@@ -128,17 +128,16 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         target = Path(self.broadcast(str(filepath)))
         plain, sharded = take_out(checkpoint)
-        facts = Facts(int(plain["global_step"]), self._settings, {}, self.world_size)
-        partial: Path = self._together(target, lambda: begin(target) if self.is_global_zero else None)[0]
         rank, world = self.global_rank, self.world_size
+        partial: Path = self._together(target, lambda: None if rank else begin(target))[0]
         written = self._together(target, lambda: write_rows(partial, sharded, rank, world))
-        files = {name: entry for one in written for name, entry in one.items()}
 
         def conclude() -> None:
+            files = {name: entry for one in written for name, entry in one.items()}
             files[STATE] = write_state(partial / STATE, plain)
-            finish(partial, target, Facts(facts.step, facts.settings, files, facts.world))
+            finish(partial, target, Facts(int(plain["global_step"]), self._settings, files, world))
 
-        self._together(target, lambda: conclude() if self.is_global_zero else None)
+        self._together(target, lambda: None if rank else conclude())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The checkpoint in the folder, sharded for these processes, whatever wrote it. Nothing in it is executed.
@@ -188,7 +187,7 @@ class ShardedStrategy(ModelParallelStrategy):
         failures = [told for _, told in results if told]
         if failures:
             if self.is_global_zero:
-                shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)
+                shutil.rmtree(target.with_name(target.name + PARTIAL), ignore_errors=True)
             raise UserError(failures[0])
         return [result for result, _ in results]
 
@@ -246,7 +245,7 @@ def shard(generator: Generator, mesh: DeviceMesh, low_precision: bool) -> None:
     """
     policy = MixedPrecisionPolicy()
     if low_precision:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in generator.backbone.blocks:
         # Both have weights of linear layers only, so that the policy rounds nothing that autocast would not.
         fully_shard([block.attention, block.feed_forward], mesh=mesh, mp_policy=policy)  # type: ignore[list-item]

@@ -354,6 +354,7 @@ def learn_as_a_rank(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_choose_and_restart_codes_as_one_does(tmp_path: Path) -> None:
     # Fresh interpreters: a fork would inherit threads that do not run in it.
     commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]

@@ -208,6 +208,8 @@ def test_the_pictures_are_moved_as_much_as_the_weight_says(adaptive: bool) -> No
     (push,) = torch.autograd.grad(generator_loss(discriminator(fake), "hinge"), fake)
     weight = 0.3 * pull.norm() / push.norm() if adaptive else torch.tensor(0.3)
     torch.testing.assert_close(moves[-1], pull + weight * push)
+    errors = (fake.detach().clamp(-1, 1) - real).square().mean(dim=(1, 2, 3))
+    assert outputs["train/psnr"] == pytest.approx(10 * torch.log10(4 / errors).mean().item(), rel=1e-5)
     assert outputs["train/g_weight"] == pytest.approx(weight.item(), rel=1e-4)
     assert outputs["train/loss"] == pytest.approx(loss.item(), rel=1e-5), "before there are codes it is the pixels'"
 

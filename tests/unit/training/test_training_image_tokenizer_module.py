@@ -225,9 +225,7 @@ def test_fewer_pictures_than_processes_are_refused() -> None:
 
 def test_the_seed_decides_on_pictures_and_noise() -> None:
     def train(seed: int) -> torch.Tensor:
-        module = ImageTokenizerModule(
-            small(), LossConfig(images=3, delay=0.9), OptimizerConfig(lr=2e-3), 4, seed=seed
-        )
+        module = ImageTokenizerModule(small(), LossConfig(images=3, delay=0.9), OptimizerConfig(lr=2e-3), 4, seed=seed)
         make_trainer(4).fit(module, datamodule=Data(Batches(0, 4)))
         return torch.cat([weights.detach().flatten() for weights in module.tokenizer.parameters()])
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 from planned import opened, stage_tokenizer
+from rich.console import Console
 from tiny import save_tiny_releases
 
 from mentor.config import compose, validate
@@ -25,7 +26,7 @@ from mentor.training import planning
 from mentor.training.blueprint import draw_blueprint
 from mentor.training.build import build_module
 from mentor.training.config import TrainConfig
-from mentor.training.dry_run import dry_run
+from mentor.training.dry_run import dry_run, print_plan
 from mentor.training.folder import RunFolder
 from mentor.training.planning import Plan, make_plan, open_folder, plan_tasks, time_batch
 from mentor.training.run import train
@@ -266,6 +267,13 @@ def test_a_plan_is_printed_with_all_that_was_asked(
     (conditioner,) = (line.split() for line in lines if line.startswith("conditioner "))
     assert conditioner[2] == "frozen"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_looks_like_markup_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
+    console = Console(markup=False, width=200)
+    with console.capture() as printed:
+        print_plan(replace(plan("backbone.layers=1", world=1), data="[bold] of [/no]"), console)
+    assert "[bold] of [/no]" in printed.get()
 
 
 def test_what_may_not_end_well_is_remarked(
