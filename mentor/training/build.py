@@ -68,9 +68,7 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     code_spec(tokenizer, config.data.image_size)
     freeze(tokenizer, config.freeze)
     settings = config.trainer
-    return ImageTokenizerModule(
-        tokenizer.train(), config.loss, config.optimizer, settings.max_steps, config.seed
-    )
+    return ImageTokenizerModule(tokenizer.train(), config.loss, config.optimizer, settings.max_steps, config.seed)
 
 
 def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer]:

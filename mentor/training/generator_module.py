@@ -213,7 +213,7 @@ class GeneratorModule(lightning.LightningModule):
                 f"{self._fingerprint}: put the old image tokenizer back, say resume=false to start over, or "
                 "begin another run.dir with init_from=RELEASE"
             )
-        self._train_means.restore(checkpoint["train_means"], self.trainer.is_global_zero)
+        self._train_means.restore(checkpoint["train_means"])
 
     def _write(self, metrics: dict[str, float]) -> None:
         self.metrics.update(metrics)

@@ -34,9 +34,10 @@ class TaskMeans:
             torch.distributed.all_reduce(sums)
         return sums.cpu()
 
-    def restore(self, sums: Float[Tensor, "t q"], first: bool) -> None:
+    def restore(self, sums: Float[Tensor, "_ _"]) -> None:
         """Go on from what `joined` gave; only the first process takes it, since it is already the sum over all."""
-        self._sums = sums.clone() if first else torch.zeros_like(sums)
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._sums = torch.zeros_like(sums) if together and torch.distributed.get_rank() else sums.clone()
 
     def take(self) -> dict[str, float]:
         """`quantity` over all examples and `quantity/task` for each task that was met, in any process; starts anew."""
