@@ -27,7 +27,7 @@ class TaskMeans:
         rows = torch.tensor([self._rows[task] for task in tasks], device=values.device)
         self._sums.index_add_(0, rows, values)
 
-    def joined(self) -> Float[Tensor, "t q"]:
+    def joined(self) -> Float[Tensor, "_ _"]:
         """The sums so far over all processes; they go on as they are."""
         sums = self._sums.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
