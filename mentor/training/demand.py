@@ -2,7 +2,8 @@
 
 In whole runs on the CPU (the demo's image tokenizer and stage 1, `backbone=b` at one example) torch's allocator gave
 out 0.95 to 1.06 of this and the states together. The processes themselves grew by up to a tenth more (the smallest by
-more than that), and the program takes half a GiB. Accelerators have not been measured; there, their context and the allocator's caches come on top.
+more than that), and the program takes half a GiB. Accelerators have not been measured; there, their context and the
+allocator's caches come on top.
 """
 
 from dataclasses import dataclass

@@ -33,8 +33,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, how: str, numbers: tuple[int, ...] = 
             return loss.clone()
 
         @staticmethod
-        def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-            return gradient * float("nan")
+        def backward(ctx, *grad_outputs: torch.Tensor) -> torch.Tensor:
+            return grad_outputs[0] * float("nan")
 
     def training_step(self: GeneratorModule, batch, batch_idx: int) -> torch.Tensor:
         loss = original(self, batch, batch_idx)
