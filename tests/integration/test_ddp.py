@@ -1,12 +1,10 @@
-"""Training with two processes on the CPU: disjoint shards, the curve of one process, and an end when one is stopped."""
+"""Training with two processes on the CPU: disjoint shards, and the curve of one process."""
 
 import csv
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -138,64 +136,3 @@ def test_two_processes_read_disjoint_shards_and_learn_like_one(
     for name in one:
         if "loss" in name:
             assert two[name] == pytest.approx(one[name], rel=tolerance), name
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the second process in /proc")
-def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
-    shapes: Path, image_tokenizer: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "stopped"
-    changes = ("trainer.max_steps=100000", "trainer.validate_every=0", "trainer.devices=2", "data.lanes=2")
-    process = start(folder, shapes, image_tokenizer, *changes)
-    second = folder / "seen.1"
-    try:
-        deadline = time.monotonic() + LIMIT - 15
-        while time.monotonic() < deadline and not (second.is_file() and len(second.read_text()) > 500):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.2)
-        children = [pid for pid in descendants(process.pid) if "LOCAL_RANK=1" in environment_of(pid)]
-        assert len(children) == 1
-        os.kill(children[0], signal.SIGTERM)
-        code, output = finish(process)
-    finally:
-        process.kill()
-    assert code == 128 + signal.SIGTERM, output
-    assert "same command goes on" in output
-    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] > 0
-    deadline = time.monotonic() + 15
-    while is_alive(children[0]):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def descendants(parent: int) -> list[int]:
-    """Numbers of the processes below `parent`."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended meanwhile
-            continue
-    found, grown = {parent}, True
-    while grown:
-        below = {pid for pid, above in parents.items() if above in found} - found
-        found, grown = found | below, bool(below)
-    return sorted(found - {parent})
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process has not ended; one that nobody has asked for its end yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def environment_of(pid: int) -> list[str]:
-    """The process's environment as NAME=VALUE."""
-    try:
-        return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-    except OSError:
-        return []

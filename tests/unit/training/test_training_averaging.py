@@ -266,11 +266,26 @@ def test_a_run_without_a_step_left_puts_the_average_in(tmp_path: Path) -> None:
         trainer.save_checkpoint(tmp_path / "after.ckpt")
 
 
+def test_a_validation_before_the_first_step_leaves_the_average_fit_for_use() -> None:
+    module, averaging = Toy(), Averaging(DECAY)
+    before = copied(module)
+    averaging.setup(None, module, "fit")
+    with torch.inference_mode():
+        averaging.on_validation_epoch_start(None, module)
+        averaging.on_validation_epoch_end(None, module)
+    assert same(copied(module), before)
+    with torch.no_grad():
+        module.layer.weight.add_(1)
+    averaging.on_train_batch_end(_at(1), module, None, None, 0)
+    averaging.finish(module)
+    assert torch.equal(module.layer.weight, before["layer.weight"] + 1)
+
+
 def test_sharded_weights_are_averaged_in_their_shards(alone: None) -> None:
     results = []
     for sharded in (False, True):
         module, averaging = Toy(), Averaging(DECAY)
-        averaging.setup(None, module, "fit")  # type: ignore[arg-type]
+        averaging.setup(None, module, "fit")
         if sharded:
             fully_shard(module)
         optimizer = module.configure_optimizers()
@@ -278,18 +293,18 @@ def test_sharded_weights_are_averaged_in_their_shards(alone: None) -> None:
             module.layer(torch.ones(2, 3)).sum().backward() if not sharded else _forward(module).backward()
             optimizer.step()
             optimizer.zero_grad()
-            averaging.on_train_batch_end(_at(step), module, None, None, 0)  # type: ignore[arg-type]
-        averaging.on_validation_epoch_start(None, module)  # type: ignore[arg-type]
+            averaging.on_train_batch_end(_at(step), module, None, None, 0)
+        averaging.on_validation_epoch_start(None, module)
         if sharded:
             # What a validation gathers is gone before the weights come back.
             with torch.no_grad():
                 _forward(module)
-            averaging.on_validation_epoch_end(None, module)  # type: ignore[arg-type]
+            averaging.on_validation_epoch_end(None, module)
             assert all(isinstance(one, DTensor) for one in module.parameters())
-            averaging.on_validation_epoch_start(None, module)  # type: ignore[arg-type]
+            averaging.on_validation_epoch_start(None, module)
         state = {name: _whole(value) for name, value in module.state_dict().items()}
         checkpoint = {"state_dict": module.state_dict()}
-        averaging.on_save_checkpoint(None, module, checkpoint)  # type: ignore[arg-type]
+        averaging.on_save_checkpoint(None, module, checkpoint)
         weights = {name: _whole(value) for name, value in checkpoint["current_model_state"].items()}
         assert isinstance(checkpoint["state_dict"]["layer.weight"], DTensor) == sharded
         results.append((state, weights))
