@@ -33,25 +33,25 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from mentor.errors import run_main
 from mentor.models import Backbone
-from mentor.nn.layers import Block
+from mentor.nn.attention import SelfAttention
 from mentor.train import main
 from mentor.training import sharding
 from mentor.training.generator_module import GeneratorModule
 
 rank = int(os.environ.get("RANK", 0))
 gathered, blocks = [0], []
-on_backbone, on_block, on_step = Backbone.forward, Block.forward, GeneratorModule.training_step
-write_rows, save = sharding.write_rows, sharding.ShardedStrategy.save_checkpoint
+on_backbone, on_attention, on_step = Backbone.forward, SelfAttention.forward, GeneratorModule.training_step
+write_rows = sharding.write_rows
 
 def backbone(self, *arguments, **more):
     blocks[:] = self.blocks
     return on_backbone(self, *arguments, **more)
 
-def block(self, *arguments, **more):
-    if isinstance(self.attention, FSDPModule):  # pictures are drawn with a whole generator
+def attention(self, *arguments, **more):
+    if isinstance(self, FSDPModule):  # pictures are drawn with a whole generator
         whole = [one for one in blocks if not isinstance(one.attention.qkv.weight, DTensor)]
         gathered[0] = max(gathered[0], len(whole))
-    return on_block(self, *arguments, **more)
+    return on_attention(self, *arguments, **more)
 
 def step(self, batch, index):
     if rank == 1 and os.environ.get("STOP") == f"{self.trainer.global_step} {index % 2}":
@@ -69,7 +69,8 @@ def rows(folder, sharded, *more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return write_rows(folder, sharded, *more)
 
-Backbone.forward, Block.forward, GeneratorModule.training_step, sharding.write_rows = backbone, block, step, rows
+Backbone.forward, SelfAttention.forward, GeneratorModule.training_step = backbone, attention, step
+sharding.write_rows = rows
 run_main(main)
 """
 
