@@ -10,13 +10,13 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import distributed
 
 from mentor.errors import UserError
 from mentor.training import checkpoint_files
 from mentor.training.checkpoint_files import checkpoint_name, listed
+from mentor.training.gradients import gradients_so_far
 from mentor.training.sharded_files import put_back
 from mentor.training.signals import Phase, Stopped, StopSignals
 
@@ -148,8 +148,7 @@ class Checkpoints(Checkpoint):
         stop, late = self._agreed(trainer)
         step = trainer.global_step
         updated, self._step = step != self._step, step
-        # Gradients of a sharded model that are still being added up belong to no single parameter.
-        if stop and (updated or not isinstance(trainer.strategy, ModelParallelStrategy)):
+        if stop:
             self._stop = stop
             self._save(trainer)
         elif updated and ((self._every and step % self._every == 0) or late or step >= trainer.max_steps):
@@ -161,18 +160,7 @@ class Checkpoints(Checkpoint):
         """Add the gradient of an accumulation in progress, as the mean over all processes (Lightning's hook)."""
         if not trainer.fit_loop._should_accumulate():
             return
-        gradients = {}
-        for name, parameter in pl_module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
-            if trainer.world_size > 1:
-                distributed.all_reduce(gradient)
-                gradient /= trainer.world_size
-            elif parameter.grad is None:
-                continue
-            gradients[name] = gradient
-        checkpoint[_GRADIENTS] = gradients
+        checkpoint[_GRADIENTS] = gradients_so_far(pl_module, trainer.world_size)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Make sure that everything is saved, and let signals end the run at once (Lightning's hook)."""
