@@ -68,7 +68,7 @@ def test_two_thousand_steps_hold_no_more_than_five_hundred(shapes: Path) -> None
         tracemalloc.stop()
     before, later = uses[SETTLED], [use for step, use in uses.items() if step > STEPS // 2]
     # The least of several: what loader processes hand over is given back in batches, what leaks is not.
-    # Little is traced in all, and what libraries keep after other tests comes and goes: a leak of 50 bytes a step shows.
+    # Little is traced in all, and what libraries keep after other tests comes and goes; 50 bytes a step would show.
     assert min(use.python for use in later) <= 1.05 * before.python + (64 << 10), uses
     assert min(use.resident for use in later) <= 1.05 * before.resident, uses
     assert {use.files for use in later} == {before.files}, uses
