@@ -26,7 +26,7 @@ class NativeConfig(Config):
 
     Attributes:
         text_vocab_size: entries that the BPE may have at most.
-        max_prefix: prefix tokens a prompt may take, the start token included.
+        max_prefix: prefix tokens a prompt may take, the start token included; None for two images and 256 others.
         image_features: what a reference cell is described by.
         shared_cells: give reference cells the grid position of the target cells they stand for; else their own.
         hidden: hidden width of the projector, in multiples of the model's width.
@@ -36,11 +36,15 @@ class NativeConfig(Config):
 
     kind: Literal["native"] = "native"
     text_vocab_size: int = 2048
-    max_prefix: int = 256
+    max_prefix: int | None = Field(default=None, ge=2)
     image_features: tuple[Literal["latents", "features"], ...] = ("latents", "features")
     shared_cells: bool = True
     hidden: float = 2.0
     neighbour_blocks: int = Field(default=0, ge=0)
+
+    def longest(self, spec: CodeSpec) -> int:
+        """Prefix tokens that a prompt may take where images have such codes."""
+        return 2 * spec.tokens + 256 if self.max_prefix is None else self.max_prefix
 
 
 class ImageProjector(nn.Module):
@@ -89,7 +93,7 @@ class NativeConditioner(nn.Module):
         self.spec = spec
         self.text_tokenizer = text_tokenizer
         self.text = nn.Embedding(text_tokenizer.vocab_size, width)
-        self.places = nn.Embedding(config.max_prefix, width)
+        self.places = nn.Embedding(config.longest(spec), width)
         self.projector = ImageProjector(config, spec, width)
         # Row 0: the null condition, trained whenever a prompt is dropped. Row 1: the start of the image.
         self.special = nn.Parameter(torch.empty(2, width))
@@ -102,7 +106,7 @@ class NativeConditioner(nn.Module):
         """The prefix of a batch of prompts.
 
         Raises:
-            UserError: a prompt needs more tokens than `max_prefix`.
+            UserError: a prompt needs more tokens than the settings leave it.
         """
         texts: list[int] = []
         rows: list[list[tuple[int, int, int]]] = []  # (place in the bank, place in the prompt, cell) of each token
@@ -134,9 +138,9 @@ class NativeConditioner(nn.Module):
         return self._gather(condition, texts, rows, spans)
 
     def _check_length(self, length: int, text: str) -> None:
-        if length > self.config.max_prefix:
+        if length > self.places.num_embeddings:
             raise UserError(
-                f"the prompt takes {length} prefix tokens and the model has room for {self.config.max_prefix} "
+                f"the prompt takes {length} prefix tokens and the model has room for {self.places.num_embeddings} "
                 f"(an image takes {self.spec.tokens}): shorten it: {text[:80]!r}"
             )
 

@@ -1,6 +1,5 @@
 """What a stage trains, on the meta device: shapes without memory. Of a release its small files are read, no weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -12,15 +11,14 @@ from torch.optim import Optimizer
 
 from mentor.conditioning import TextTokenizer
 from mentor.config import validate
-from mentor.data.packs import CodeLayout
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.models import Generator, GeneratorConfig, build_generator
 from mentor.models.checkpoint import code_spec, read_config
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
-from mentor.training.build import build_module, reads_features
+from mentor.training.build import build_module
 from mentor.training.config import AlignmentTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
-from mentor.training.folder import differences
+from mentor.training.fitting import check_codes, check_same, check_size
 from mentor.training.freeze import freeze
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.optim import build_optimizer
@@ -73,7 +71,7 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
             vocabulary = max(_LEAST_TEXT_VOCABULARY, config.conditioner.text_vocab_size)
             if config.init_from is not None:
                 theirs = _read_generator(config.init_from)
-                _refuse_differing(config.init_from, theirs.model_dump(), config.generator.model_dump())
+                check_same(config.init_from, theirs.model_dump(), config.generator.model_dump())
                 vocabulary = _text_vocabulary(config.init_from)
             return _draw_generator(config, config.generator, vocabulary, tokenizer_config, fingerprint, datamodule)
         case TuningTraining():
@@ -99,8 +97,7 @@ def _draw_image_tokenizer(config: ImageTokenizerTraining, datamodule: TrainingDa
         build_module(config, datamodule)  # it refuses them
     if config.init_from is not None:
         found, _ = _read_image_tokenizer(config.init_from)
-        theirs, ours = {"image_tokenizer": found.model_dump()}, {"image_tokenizer": config.image_tokenizer.model_dump()}
-        _refuse_differing(config.init_from, theirs, ours)
+        check_same(config.init_from, found.model_dump(), config.image_tokenizer.model_dump(), "image_tokenizer.")
     with torch.device("meta"):
         tokenizer = build_image_tokenizer(config.image_tokenizer)
         spec = code_spec(tokenizer, config.data.image_size)
@@ -126,9 +123,10 @@ def _draw_generator(
         image_tokenizer = build_image_tokenizer(tokenizer_config).eval().requires_grad_(False)
     spec = code_spec(image_tokenizer, config.data.image_size)
     if config.init_from is not None:
-        _check_size(config.init_from, spec, config.data.image_size)
+        rows, columns = read_config(Path(config.init_from))["codes"]["grid"]
+        check_size(config.data.image_size, spec, (rows, columns), image_tokenizer.factor)
     if datamodule.codes is not None:
-        _check_codes(datamodule.codes, config.data.places, fingerprint, generator_config, spec)
+        check_codes(datamodule.codes, config.data.places, fingerprint, spec, generator_config.conditioner)
     generator = draw_generator(generator_config, vocabulary, spec)
     freeze(generator, config.freeze)
     optimizer = build_optimizer(generator.train(), config.optimizer)
@@ -160,30 +158,3 @@ def _read_generator(folder: str) -> GeneratorConfig:
 
 def _text_vocabulary(folder: str) -> int:
     return TextTokenizer.load(Path(folder) / "text_tokenizer.json").vocab_size
-
-
-def _refuse_differing(folder: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
-    if differing := differences(theirs, ours):
-        raise UserError(f"init_from {folder} is another model ({'; '.join(differing[:5])}): make the settings agree")
-
-
-def _check_size(folder: str, spec: CodeSpec, image_size: int) -> None:
-    facts = read_config(Path(folder))
-    if tuple(facts["codes"]["grid"]) != spec.grid:
-        raise UserError(
-            f"data.image_size {image_size} does not fit the generator, which was made for {facts['image_size']}: "
-            f"say data.image_size={facts['image_size']}"
-        )
-
-
-def _check_codes(codes: CodeLayout, places: str, fingerprint: str, config: GeneratorConfig, spec: CodeSpec) -> None:
-    """Refuse codes of another image tokenizer, of another shape, or without what the conditioner reads."""
-    features = spec.feature_width if reads_features(config.conditioner) else codes.feature_width
-    ours = (fingerprint, spec.grid, spec.vocab_size, features)
-    theirs = (codes.tokenizer, tuple(codes.grid), codes.vocabulary, codes.feature_width)
-    for name, here, there in zip(("image tokenizer", "grid", "vocabulary", "features"), ours, theirs, strict=True):
-        if here != there:
-            raise UserError(
-                f"the codes in {places} do not fit this run: {name} {there} there, {here} here; make them anew with "
-                "`python tools/make_shards.py codes`"
-            )

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import assert_never
 
-from mentor.conditioning import ConditionerConfig, TextTokenizer
-from mentor.data.codes import codes_command
-from mentor.data.packs import CodeLayout
+from mentor.conditioning import TextTokenizer
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.models import Generator, build_generator
@@ -24,7 +22,7 @@ from mentor.training.config import (
     TrainConfig,
     TuningTraining,
 )
-from mentor.training.folder import differences
+from mentor.training.fitting import check_codes, check_same, check_size
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
@@ -64,7 +62,8 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     else:
         _require_folder(config.init_from, "init_from", f"stage=tokenizer experiment={config.name}")
         tokenizer = load_image_tokenizer(Path(config.init_from))
-        _same(config.init_from, tokenizer.config.model_dump(), config.image_tokenizer.model_dump(), "image_tokenizer")
+        theirs, ours = tokenizer.config.model_dump(), config.image_tokenizer.model_dump()
+        check_same(config.init_from, theirs, ours, "image_tokenizer.")
     code_spec(tokenizer, config.data.image_size)
     freeze(tokenizer, config.freeze)
     settings = config.trainer
@@ -81,7 +80,7 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
         spec = code_spec(image_tokenizer, config.data.image_size)
         return build_generator(config.generator, text_tokenizer, spec, image_tokenizer.codebook), image_tokenizer
     release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
-    _same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump(), "")
+    check_same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump())
     theirs, ours = weights_fingerprint(release.image_tokenizer), weights_fingerprint(image_tokenizer)
     if theirs != ours:
         raise UserError(
@@ -95,14 +94,10 @@ def _generator_module(
     config: GeneratorTraining, generator: Generator, image_tokenizer: ImageTokenizer, datamodule: TrainingData
 ) -> GeneratorModule:
     spec = code_spec(image_tokenizer, config.data.image_size)
-    if spec != generator.spec:
-        side = generator.spec.grid[0] * image_tokenizer.factor
-        raise UserError(
-            f"data.image_size {config.data.image_size} does not fit the generator, which was made for {side}: "
-            f"say data.image_size={side}"
-        )
+    check_size(config.data.image_size, spec, generator.spec.grid, image_tokenizer.factor)
     if datamodule.codes is not None:
-        check_codes(datamodule.codes, config.data.places, image_tokenizer, generator)
+        ours = weights_fingerprint(image_tokenizer)
+        check_codes(datamodule.codes, config.data.places, ours, spec, generator.config.conditioner)
     freeze(generator, config.freeze)
     return GeneratorModule(
         generator.train(),
@@ -113,38 +108,6 @@ def _generator_module(
         datamodule.config.tasks,
         config.seed,
     )
-
-
-def check_codes(codes: CodeLayout, places: str, image_tokenizer: ImageTokenizer, generator: Generator) -> None:
-    """Nothing, where the generator may learn from these codes.
-
-    Raises:
-        UserError: they are another image tokenizer's, or lack what the conditioner reads.
-    """
-    command = codes_command()
-    ours = weights_fingerprint(image_tokenizer)
-    if codes.tokenizer != ours:
-        raise UserError(
-            f"the codes in {places} were made by image tokenizer {codes.tokenizer}, but this run has {ours}: make them "
-            f"anew with `{command}`, RELEASE being this run's image tokenizer"
-        )
-    spec = generator.spec
-    if (codes.grid, codes.vocabulary) != (spec.grid, spec.vocab_size):
-        raise UserError(
-            f"the codes in {places} are {codes.grid} of {codes.vocabulary}, the generator takes {spec.grid} of "
-            f"{spec.vocab_size}: make them anew with `{command}`"
-        )
-    if reads_features(generator.config.conditioner) and codes.feature_width != spec.feature_width:
-        raise UserError(
-            f"the conditioner reads features of width {spec.feature_width}, the codes in {places} have "
-            f"{codes.feature_width or 'none'}: make them anew with `{command} --features yes`, "
-            "or say conditioner.image_features=[latents]"
-        )
-
-
-def reads_features(config: ConditionerConfig) -> bool:
-    """Whether the conditioner looks at `Codes.features`."""
-    return "features" in config.image_features
 
 
 def _load_release(folder: str, key: str, command: str) -> Release:
@@ -158,10 +121,3 @@ def _require_folder(folder: str, key: str, command: str) -> None:
             f"{key} {folder} does not exist: train it first with `python -m mentor.train {command}`, "
             f"or say {key}=FOLDER with the release folder of another run"
         )
-
-
-def _same(folder: str, theirs: dict[str, object], ours: dict[str, object], key: str) -> None:
-    """Refuse to go on from a model of other parts than the settings describe."""
-    differing = differences({key: theirs} if key else theirs, {key: ours} if key else ours)
-    if differing:
-        raise UserError(f"init_from {folder} is another model ({'; '.join(differing[:5])}): make the settings agree")

@@ -84,21 +84,17 @@ def process_load(config: TrainConfig, blueprint: Blueprint, world: int, codes: b
     rows, validation_rows = config.data.batch_size // world, config.data.validation_batch_size // world
     each = 1 if tasks <= _WITHOUT_OTHER_PICTURE else 2
     if isinstance(config, ImageTokenizerTraining):
+        config.loss.check_images(world)
         most = config.loss.images
-        if 0 < most < world:
-            raise UserError(
-                f"loss.images {most} leaves some of {world} processes without a picture: "
-                f"say {world} or more, or 0 for all pictures"
-            )
         return Load(rows, validation_rows, min(rows * each, -(-most // world) or rows * each), validation_rows)
     assert blueprint.generator is not None
-    longest = blueprint.generator.config.conditioner.max_prefix
+    longest = blueprint.generator.config.conditioner.longest(blueprint.spec)
     references = 0 if tasks <= _WITHOUT_REFERENCE else 1
     tokens = blueprint.spec.tokens * references + 1
     if tokens > longest:
         raise UserError(
             f"a prompt with a picture takes {tokens} prefix tokens and more, and conditioner.max_prefix is {longest}: "
-            f"say conditioner.max_prefix={tokens + 255}, or make pictures smaller with data.image_size"
+            f"say conditioner.max_prefix=null for enough, or make pictures smaller with data.image_size"
         )
     pictures = (0, 0) if codes else (rows * each, validation_rows * each)
     return Load(rows, validation_rows, *pictures, prefix=longest, references=references)
@@ -238,7 +234,7 @@ def _trace_image_tokenizer(config: ImageTokenizerTraining, pictures: int, accele
                 adversarial = config.loss.adversarial
                 if training and module.discriminator is not None and adversarial is not None:
                     share = torch.ones(())
-                    values = module._add_adversarial(
+                    values = module.add_adversarial(
                         adversarial, module.discriminator, loss, output.images, images, share
                     )
                     loss = values["loss"]

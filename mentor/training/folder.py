@@ -122,10 +122,7 @@ def locked(path: Path) -> Iterator[None]:
             # The process's own, unlike flock's: loader processes do not keep it when this one is killed.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"another process ({owner}) is training in {path}: wait for it, stop it, or choose another run.dir"
-            ) from None
+            raise _used(path, handle) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"number {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         try:
@@ -137,6 +134,29 @@ def locked(path: Path) -> Iterator[None]:
                 path.rmdir()
     finally:
         os.close(handle)
+
+
+def refuse_used(path: Path) -> None:
+    """Nothing, where no other process trains in the run folder; the lock is not taken and nothing is written.
+
+    Raises:
+        UserError: one does.
+    """
+    lock = path / _LOCK
+    if not lock.is_file():
+        return
+    with lock.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise _used(path, file.fileno()) from None
+
+
+def _used(path: Path, handle: int) -> UserError:
+    owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+    return UserError(
+        f"another process ({owner}) is training in {path}: wait for it, stop it, or choose another run.dir"
+    )
 
 
 def tidy(folder: RunFolder) -> None:

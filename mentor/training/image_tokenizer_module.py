@@ -61,6 +61,18 @@ class LossConfig(Config):
     images: int = Field(default=0, ge=0)
     adversarial: AdversarialLossConfig | None = None
 
+    def check_images(self, world: int) -> None:
+        """Nothing, where each of so many processes has a picture to learn from in a step.
+
+        Raises:
+            UserError: some have none.
+        """
+        if 0 < self.images < world:
+            raise UserError(
+                f"loss.images {self.images} leaves some of {world} processes without a picture: "
+                f"say {world} or more, or 0 for all pictures"
+            )
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -129,12 +141,7 @@ class ImageTokenizerModule(lightning.LightningModule):
         Raises:
             UserError: a step learns from fewer pictures than there are processes.
         """
-        world = self.trainer.world_size
-        if 0 < self.loss.images < world:
-            raise UserError(
-                f"loss.images {self.loss.images} leaves some of {world} processes without a picture: "
-                f"say {world} or more, or 0 for all pictures"
-            )
+        self.loss.check_images(self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss over the batch's pictures, and what the logs want to know of it (Lightning's hook).
@@ -166,10 +173,31 @@ class ImageTokenizerModule(lightning.LightningModule):
             self.discriminator.check_size(images)
             # The same in all processes, so that all of them have a gradient for the discriminator or none.
             if step >= adversarial.start * self._updates:
-                values |= self._add_adversarial(
+                values |= self.add_adversarial(
                     adversarial, self.discriminator, values["loss"], output.images, images, share
                 )
         return {name: value * share for name, value in values.items()}
+
+    def add_adversarial(
+        self,
+        adversarial: AdversarialLossConfig,
+        discriminator: Discriminator,
+        loss: Float[Tensor, ""],
+        fake: Float[Tensor, "n c y x"],
+        real: Float[Tensor, "n c y x"],
+        share: Float[Tensor, ""],
+    ) -> dict[str, Tensor]:
+        """The loss with the gradients of the adversarial part, which leaves its value as it is, and values to log."""
+        verdict = judge(discriminator, real, fake, adversarial.kind)
+        weight = torch.tensor(adversarial.weight, device=fake.device)
+        if adversarial.adaptive:
+            (pull,) = torch.autograd.grad(loss, fake, retain_graph=True)
+            squares = torch.stack((pull.float().square().sum(), verdict.push.float().square().sum()))
+            pixels, pictures = sum_over_processes(squares * share.square()).sqrt()
+            weight = weight * (pixels / pictures.clamp(min=1e-12)).clamp(max=LARGEST_RATIO)
+        added = weight * (verdict.push * fake).sum() + verdict.d_loss
+        values = {"loss": loss + (added - added.detach()), "g_weight": weight, "g_loss": verdict.g_loss}
+        return values | {"d_loss": verdict.d_loss.detach(), "d_real": verdict.d_real, "d_fake": verdict.d_fake}
 
     def write_row(self, outputs: Any) -> None:
         """Write a row of the logs from the last step's values: means over all processes."""
@@ -231,27 +259,6 @@ class ImageTokenizerModule(lightning.LightningModule):
 
     def _choose(self, batch: Batch, most: int, seed: str) -> Pictures:
         return training_pictures(batch, most, seed, self.trainer.global_rank, self.trainer.world_size)
-
-    def _add_adversarial(
-        self,
-        adversarial: AdversarialLossConfig,
-        discriminator: Discriminator,
-        loss: Float[Tensor, ""],
-        fake: Float[Tensor, "n c y x"],
-        real: Float[Tensor, "n c y x"],
-        share: Float[Tensor, ""],
-    ) -> dict[str, Tensor]:
-        """The loss with the gradients of the adversarial part, which leaves its value as it is, and values to log."""
-        verdict = judge(discriminator, real, fake, adversarial.kind)
-        weight = torch.tensor(adversarial.weight, device=fake.device)
-        if adversarial.adaptive:
-            (pull,) = torch.autograd.grad(loss, fake, retain_graph=True)
-            squares = torch.stack((pull.float().square().sum(), verdict.push.float().square().sum()))
-            pixels, pictures = sum_over_processes(squares * share.square()).sqrt()
-            weight = weight * (pixels / pictures.clamp(min=1e-12)).clamp(max=LARGEST_RATIO)
-        added = weight * (verdict.push * fake).sum() + verdict.d_loss
-        values = {"loss": loss + (added - added.detach()), "g_weight": weight, "g_loss": verdict.g_loss}
-        return values | {"d_loss": verdict.d_loss.detach(), "d_real": verdict.d_real, "d_fake": verdict.d_fake}
 
     def _share(self, count: int) -> Float[Tensor, ""]:
         """What this process's pictures weigh: 1 where all processes have equally many."""

@@ -1,6 +1,5 @@
 """What a training run would be: everything that can be known without training, for this machine or for another one."""
 
-import fcntl
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import torch
 from mentor.data.mixture import PERIOD, thousandths
 from mentor.data.order import check_share
 from mentor.data.streammodule import StreamModule, TrainingData, open_data
-from mentor.errors import UserError, check_output
+from mentor.errors import check_output
 from mentor.training.blueprint import Blueprint, draw_blueprint
 from mentor.training.config import TrainBase, TrainConfig
 from mentor.training.demand import Demand, Load, estimate_demand, process_load
-from mentor.training.folder import _LOCK, RunFolder, inspect_folder
+from mentor.training.folder import RunFolder, inspect_folder, refuse_used
 from mentor.training.memory import States, checkpoint_bytes, count_states, release_bytes
 from mentor.training.processes import Place
 from mentor.training.rehearsal import bare_trainer, free_memory, measure_step
@@ -116,7 +115,7 @@ def open_folder(config: TrainConfig) -> RunFolder:
     path = Path(config.run.dir)
     folder = inspect_folder(path, config.model_dump(mode="json"), say_anywhere) if config.resume else RunFolder(path)
     check_output(path)
-    _refuse_used(path)
+    refuse_used(path)
     return folder
 
 
@@ -212,18 +211,3 @@ def _measured(config: TrainConfig, datamodule: TrainingData) -> float:
 
 def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-def _refuse_used(path: Path) -> None:
-    """Look whether another process trains there; the lock is not taken and nothing is written."""
-    lock = path / _LOCK
-    if not lock.is_file():
-        return
-    with lock.open("rb") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            owner = handle.read(200).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"another process ({owner}) is training in {path}: wait for it, stop it, or choose another run.dir"
-            ) from None

@@ -29,8 +29,8 @@ from mentor.data.tasks import TASKS
 from mentor.errors import Arguments, UserError, check_output
 from mentor.models.checkpoint import code_spec, load_generator, load_image_tokenizer, read_config, weights_fingerprint
 from mentor.tokenizers import ImageTokenizer
-from mentor.training.build import reads_features
 from mentor.training.code_packs import RECORDS, Encoder, Plan, Tally, make_examples, packs
+from mentor.training.fitting import reads_features
 
 SETTINGS = ("image_only", "recover_min_scale", "recover_distort", "recover_distractors")
 

@@ -171,7 +171,7 @@ class Watch(threading.Thread):
         mine = f"{self._place.rank} {code if isinstance(code, int) else 1}"
         try:
             first = self._own.compare_set(_FAILED, "", mine).decode()
-        except Exception:  # the process that kept the store has ended, and that was no end in order
+        except RuntimeError:  # the process that kept the store has ended, and that was no end in order
             first = f"0 {1}"
         if first != mine:
             code = int(first.split()[1])
@@ -201,7 +201,7 @@ class Watch(threading.Thread):
                 if not self._shared.check([_FAILED]):
                     continue
                 rank, code = self._shared.get(_FAILED).decode().split()
-            except Exception:  # see above
+            except RuntimeError:  # see above
                 rank, code = "0", "1"
             if int(rank) != self._place.rank and not self._over.wait(_PATIENCE):
                 if int(code) in (1, 2):

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from mentor.data.streammodule import TrainingData
-from mentor.errors import UserError
 from mentor.training.averaging import Averaging
 from mentor.training.build import build_module
 from mentor.training.config import TrainBase, TrainConfig
+from mentor.training.trainer import wrong_machine
 
 STEPS = 3
 
@@ -60,11 +60,7 @@ def bare_trainer(config: TrainBase, devices: int, callbacks: list[Callback]) -> 
             enable_model_summary=False,
         )
     except MisconfigurationException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"trainer.accelerator={own.accelerator} with {devices} process(es) does not work here ({reason}): choose "
-            "what the machine has, such as trainer=cpu, or plan for another machine with --world-size"
-        ) from error
+        raise wrong_machine(own, devices, error) from error
 
 
 def free_memory(accelerator: bool) -> int:

@@ -297,7 +297,8 @@ def gather_weights(module: nn.Module) -> dict[str, Tensor]:
     Every process has to call.
     """
     reshard(module)
-    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore
+    weights = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 def gather_generator(generator: Generator) -> Generator | None:

@@ -129,16 +129,21 @@ def _build_trainer(
             default_root_dir=folder.path,
         )
     except MisconfigurationException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"trainer.accelerator={own.accelerator} with {place.local_world} process(es) does not work here "
-            f"({reason}): choose what the machine has, such as trainer=cpu"
-        ) from error
+        raise wrong_machine(own, place.local_world, error) from error
     # Its handlers talk to other processes from wherever the main thread is, and it asks all of them before every batch
     # whether to stop; `signals` and `checkpoints` do both.
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
+
+
+def wrong_machine(trainer: TrainerConfig, processes: int, error: Exception) -> UserError:
+    """What to say when Lightning does not find here what the settings ask for."""
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"trainer.accelerator={trainer.accelerator} with {processes} process(es) does not work here ({reason}): choose "
+        "what the machine has, such as trainer=cpu (--dry-run --world-size N plans for other machines)"
+    )
 
 
 def build_strategy(trainer: TrainerConfig, settings: Mapping[str, Any], place: Place) -> Strategy | str:

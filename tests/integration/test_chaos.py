@@ -5,28 +5,16 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from finished import chaos_module, make_finished_run
 
 from mentor.errors import UserError
 
 SHORT = ("trainer.max_steps=8", "loss.adversarial.discriminator.layers=2")
-
-
-@pytest.fixture(scope="module")
-def chaos() -> Iterator[ModuleType]:
-    with chaos_module() as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_finished_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(scope="module")

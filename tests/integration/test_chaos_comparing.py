@@ -4,28 +4,16 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from finished import chaos_module, make_finished_run
 from safetensors.torch import load_file, save_file
 
 from mentor.training.checkpoint_files import read_state, write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def chaos() -> Iterator[ModuleType]:
-    with chaos_module() as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_finished_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(scope="module")

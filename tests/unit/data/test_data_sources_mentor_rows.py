@@ -126,12 +126,12 @@ def test_unreadable_rows_have_their_line_and_half_of_them_end_it(data: Path) -> 
 def test_several_roots_and_beginnings_that_are_taken_off(data: Path) -> None:
     write_picture(data / "more/only.jpg")
     rows = [
-        {"image_path": "/home/somebody/more/only.jpg", "input_text": "x", "objects": None, "generation_only": True},
+        {"image_path": "/volume/somebody/more/only.jpg", "input_text": "x", "objects": None, "generation_only": True},
         {"image_path": "s.jpg", "input_text": "x", "objects": None, "generation_only": True},
         {"image_path": str(data / "data/s.jpg"), "input_text": "x", "objects": None, "generation_only": True},
-        {"image_path": "/home/somebody/more/../../data/s.jpg", "input_text": "x", "generation_only": True},
+        {"image_path": "/volume/somebody/more/../../data/s.jpg", "input_text": "x", "generation_only": True},
     ]
-    items, dropped = read(data, rows, root=["data", "more"], strip=["/home/somebody/more"])
+    items, dropped = read(data, rows, root=["data", "more"], strip=["/volume/somebody/more"])
     assert [items[line].picture.path.rpartition("/")[2] for line in (1, 2, 3)] == ["only.jpg", "s.jpg", "s.jpg"]
     assert dropped == {4: "path outside the folder"}
     items, dropped = read(data, rows[:2], root=[])

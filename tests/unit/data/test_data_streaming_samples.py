@@ -174,7 +174,12 @@ def hostile(canary: Path) -> list[tuple[str | tarfile.TarInfo, bytes]]:
     entries: list[Any] = [*sample("a")]
     entries += [(f"a.{ending}", gzip.compress(payload) if ending.endswith("gz") else payload) for ending in endings]
     entries += [link("a.jpg", tarfile.SYMTYPE), link("a.jpeg", tarfile.LNKTYPE), link("a.webp", tarfile.CHRTYPE)]
-    entries += [sparse("a.jpg"), ("../../etc/b.png", picture()), ("../../etc/b.txt", b"path"), *sample("/root/c")]
+    entries += [
+        sparse("a.jpg"),
+        ("../../outside/b.png", picture()),
+        ("../../outside/b.txt", b"path"),
+        *sample("/root/c"),
+    ]
     return [*entries, (".jpg", payload), ("nothing", payload), ("d.jpg", payload), ("d.txt", b"pickle")]
 
 

@@ -119,7 +119,7 @@ def large_tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", ["tiny", "xl"])
+@pytest.mark.parametrize("size", ["tiny", "b", "l", "xl", "xxl"])
 def test_parameters_are_those_of_the_readme(settings: Settings, large_tokenizer: Path, size: str) -> None:
     config = settings(
         f"image_tokenizer_from={large_tokenizer}", "data.image_size=512", "conditioner.text_vocab_size=2048"

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
 from planned import opened, stage_tokenizer
 from rich.console import Console
 from tiny import save_tiny_releases
@@ -22,6 +21,7 @@ from mentor.data.packs import CodeLayout
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.models.checkpoint import read_config
+from mentor.tokenizers import ImageTokenizerConfig
 from mentor.training import planning
 from mentor.training.blueprint import draw_blueprint
 from mentor.training.build import build_module
@@ -83,8 +83,11 @@ def test_the_processes_of_the_settings_count_where_no_others_are_given(plan: Cal
         plan("trainer.devices=3")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_that_is_not_here_can_be_planned_for_but_not_used(plan: Callable[..., Plan]) -> None:
+def test_a_machine_that_is_not_here_can_be_planned_for_but_not_used(
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"accelerator=gpu with 1 process\(es\) does not work here .* --world-size"):
         plan("trainer=gpu")
     there = plan("trainer=gpu", world=1)
@@ -189,6 +192,25 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.parametrize(
+    "choice",
+    ["data=coco", "experiment=mentor", "experiment=two_gpus", "experiment=captions", "backbone=xl trainer=gpu"],
+)
+@pytest.mark.parametrize("side", [256, 512])
+def test_what_is_shipped_for_large_machines_has_room_for_its_pictures(
+    settings: Settings, tmp_path: Path, choice: str, side: int
+) -> None:
+    release = save_tiny_releases(tmp_path) / "tokenizer"
+    facts = json.loads((release / "config.json").read_text())
+    facts["image_tokenizer"] = ImageTokenizerConfig().model_dump()  # of 16 px a code, without its weights
+    (release / "config.json").write_text(json.dumps(facts))
+    overrides = ["stage=1", *choice.split(), f"data.root={settings().data.root}", f"image_tokenizer_from={release}"]
+    overrides += [f"run.dir={tmp_path / 'run'}", f"data.image_size={side}", "data.workers=0", "data.batch_size=16"]
+    config = validate(TrainConfig, compose("train", overrides))
+    made = make_plan(config, open_folder(config), 8)
+    assert made.load.prefix == 2 * (side // 16) ** 2 + 256
+
+
 def test_stage_2_is_planned_without_the_weights_of_stage_1(settings: Settings, tmp_path: Path) -> None:
     release = save_tiny_releases(tmp_path) / "model"
     for weights in release.rglob("*.safetensors"):
@@ -236,10 +258,10 @@ def test_codes_that_do_not_fit_are_refused(settings: Settings, tokenizer_release
 
     draw_blueprint(config, holding())
     for changes, told in (
-        ({"tokenizer": "f" * 16}, "image tokenizer ffffffffffffffff there"),
-        ({"grid": (4, 4)}, r"grid (4, 4) there, (8, 8) here"),
-        ({"vocabulary": 64}, "vocabulary 64 there, 32 here"),
-        ({"feature_width": 0}, "features 0 there, 16 here"),
+        ({"tokenizer": "f" * 16}, "made by image tokenizer ffffffffffffffff, but this run has"),
+        ({"grid": (4, 4)}, "are (4, 4) of 32, the generator takes (8, 8) of 32"),
+        ({"vocabulary": 64}, "are (8, 8) of 64, the generator takes (8, 8) of 32"),
+        ({"feature_width": 0}, "reads features of width 16, the codes in"),
     ):
         assert told in message(draw_blueprint, config, holding(**changes))
     draw_blueprint(settings("conditioner.image_features=[latents]"), holding(feature_width=0))
@@ -256,7 +278,7 @@ def test_a_plan_is_printed_with_all_that_was_asked(
     assert lines[0] == "test stage 1 on 2 processes (ddp): a run could start; nothing was written"
     assert all(line == line.rstrip() for line in lines)
     for told in (
-        "10 of 4 examples: 40 examples, 2,560 target tokens, 10,240 prefix tokens at most",
+        "10 of 4 examples: 40 examples, 2,560 target tokens, 15,360 prefix tokens at most",
         "a process makes its 2 examples of a batch in",
         "not measured: 2 processes are planned (",
         "logits are 2 x 64 x 32",

@@ -1,0 +1,86 @@
+"""Do the parts of a training fit each other? Asked of settings, sizes and names; no weights are needed."""
+
+from collections.abc import Mapping
+
+from mentor.conditioning import ConditionerConfig
+from mentor.data.codes import codes_command
+from mentor.data.packs import CodeLayout
+from mentor.errors import UserError
+from mentor.training.folder import differences
+from mentor.types import CodeSpec
+
+
+def check_same(folder: str, theirs: Mapping[str, object], ours: Mapping[str, object], prefix: str = "") -> None:
+    """Nothing, where the model in the release folder `init_from` has the parts that the settings describe.
+
+    Args:
+        folder: the release folder.
+        theirs: its model's settings.
+        ours: what this run says.
+        prefix: of the settings' names, with a dot at its end.
+
+    Raises:
+        UserError: it has others.
+    """
+    if differing := differences(theirs, ours):
+        named = "; ".join(f"{prefix}{one}" for one in differing[:5])
+        raise UserError(f"init_from {folder} is another model ({named}): make the settings agree")
+
+
+def check_size(image_size: int, spec: CodeSpec, grid: tuple[int, int], factor: int) -> None:
+    """Nothing, where pictures of this size have the grid of codes that the generator was made for.
+
+    Args:
+        image_size: of the data, in pixels.
+        spec: of the codes that the image tokenizer makes of such pictures.
+        grid: the generator's rows and columns.
+        factor: pixels to a code's side.
+
+    Raises:
+        UserError: they have another one.
+    """
+    if spec.grid != grid:
+        side = grid[0] * factor
+        raise UserError(
+            f"data.image_size {image_size} does not fit the generator, which was made for {side}: "
+            f"say data.image_size={side}"
+        )
+
+
+def check_codes(
+    codes: CodeLayout, places: str, fingerprint: str, spec: CodeSpec, conditioner: ConditionerConfig
+) -> None:
+    """Nothing, where the generator may learn from these codes.
+
+    Args:
+        codes: what they are.
+        places: where they are.
+        fingerprint: of the run's image tokenizer.
+        spec: of the codes that it makes.
+        conditioner: what reads the references.
+
+    Raises:
+        UserError: they are another image tokenizer's, or lack what the conditioner reads.
+    """
+    command = codes_command()
+    if codes.tokenizer != fingerprint:
+        raise UserError(
+            f"the codes in {places} were made by image tokenizer {codes.tokenizer}, but this run has {fingerprint}: "
+            f"make them anew with `{command}`, RELEASE being this run's image tokenizer"
+        )
+    if (tuple(codes.grid), codes.vocabulary) != (spec.grid, spec.vocab_size):
+        raise UserError(
+            f"the codes in {places} are {codes.grid} of {codes.vocabulary}, the generator takes {spec.grid} of "
+            f"{spec.vocab_size}: make them anew with `{command}`"
+        )
+    if reads_features(conditioner) and codes.feature_width != spec.feature_width:
+        raise UserError(
+            f"the conditioner reads features of width {spec.feature_width}, the codes in {places} have "
+            f"{codes.feature_width or 'none'}: make them anew with `{command} --features yes`, "
+            "or say conditioner.image_features=[latents]"
+        )
+
+
+def reads_features(config: ConditionerConfig) -> bool:
+    """Whether the conditioner looks at `Codes.features`."""
+    return "features" in config.image_features
