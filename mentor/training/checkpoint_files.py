@@ -25,6 +25,7 @@ FORMAT = 1
 STATE = "state.ckpt"
 FACTS = "checkpoint.json"
 PARTIAL = ".partial"
+REPLACED = f".replaced{PARTIAL}"
 DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d{7,})")
 _CHUNK = 1 << 22
@@ -129,7 +130,7 @@ def finish(partial: Path, target: Path, facts: Facts) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_folder(partial)
-    replaced = target.with_name(f"{target.name}.replaced{PARTIAL}")
+    replaced = target.with_name(target.name + REPLACED)
     if target.exists():  # of the same update, with less of an accumulation in it
         os.replace(target, replaced)
     os.replace(partial, target)
@@ -269,6 +270,14 @@ def remove(checkpoint: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def restore(folder: Path) -> None:
+    """Give a checkpoint its name back that was to be replaced by a later one of the same update, and was not."""
+    for path in folder.glob(f"*{REPLACED}"):
+        target = path.with_name(path.name.removesuffix(REPLACED))
+        if not target.exists():
+            os.replace(path, target)
 
 
 def clean(folder: Path) -> None:

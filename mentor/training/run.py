@@ -22,6 +22,7 @@ from mentor.models.checkpoint import Card, save_generator, save_image_tokenizer
 from mentor.training.averaging import Averaging
 from mentor.training.build import TrainingModule, build_module
 from mentor.training.callbacks import clock
+from mentor.training.checkpoint_files import restore
 from mentor.training.config import TrainBase, TrainConfig
 from mentor.training.folder import RunFolder, find_checkpoint, inspect_folder, locked, put_aside, save_config, tidy
 from mentor.training.generator_module import GeneratorModule
@@ -118,6 +119,7 @@ class Run:
         if folder.finished:
             return folder
         stack.enter_context(locked(path))
+        restore(folder.checkpoints)
         return inspect_folder(path, self._settings, self._say)
 
     def _train(self, folder: RunFolder, stack: contextlib.ExitStack) -> None:

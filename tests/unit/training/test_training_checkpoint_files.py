@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from mentor.training.checkpoint_files import (
     prune,
     read_state,
     remove,
+    restore,
     set_aside,
     verify,
     write_checkpoint,
@@ -152,6 +154,36 @@ def test_the_same_step_is_replaced_whole(tmp_path: Path) -> None:
     write_checkpoint(target, {"global_step": 7, "more": True}, SETTINGS)
     assert read_state(target)["more"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000007"]
+
+
+@pytest.mark.fault(2)
+def test_a_checkpoint_that_was_about_to_be_replaced_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write(tmp_path, 7)
+    renamed: list[Path] = []
+
+    def only_once(old: Path, new: Path) -> None:
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(new)
+        old.rename(new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", only_once)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(target, {"global_step": 7, "more": True}, SETTINGS)
+    assert not target.exists()
+    restore(tmp_path)
+    assert verify(target).step == 7
+    assert "more" not in read_state(target)
+    # Where the later one had its name already, that one counts.
+    write_checkpoint(target, {"global_step": 7, "more": True}, SETTINGS)
+    shutil.copytree(target, renamed[0])
+    restore(tmp_path)
+    clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000007"]
+    assert read_state(target)["more"]
 
 
 @pytest.mark.fault(16)

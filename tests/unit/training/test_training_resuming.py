@@ -144,6 +144,17 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert sorted(path.name for path in checkpoints.iterdir())[-1].startswith("step-0000006.damaged")
 
 
+@pytest.mark.fault(2)
+def test_a_run_killed_while_its_only_checkpoint_was_being_replaced_goes_on_from_there(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings("trainer.max_steps=2"))
+    target = tmp_path / "run" / "checkpoints" / "step-0000002"
+    target.rename(target.with_name(f"{target.name}.replaced.partial"))
+    train(settings("trainer.max_steps=3"))
+    assert "from step 2 of 3" in capsys.readouterr().err
+
+
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_disk_that_fills_up_costs_no_earlier_checkpoint(
