@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from planned import stage_tokenizer
 from runs import differing, summary, weights
 from torch import nn
 
 from mentor.errors import UserError
 from mentor.training import optim, run
+from mentor.training.checkpoint_files import checkpoint_name, read_state
 from mentor.training.config import GuardConfig, TrainConfig
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.guards import Guard
+from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.joint import JointOptimizer
 from mentor.training.run import train
 
@@ -102,6 +105,36 @@ def test_updates_that_are_no_numbers_are_skipped_and_counted(
     assert "the loss is nan at update 4" in said
     assert "(2 skipped so far)" in said
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("quantizer", ["image_tokenizer.quantizer.usage_decay=0.5", "image_tokenizer=ema_vq"])
+def test_a_skipped_update_leaves_no_trace_in_the_codes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    original = ImageTokenizerModule.training_step
+
+    def training_step(self: ImageTokenizerModule, batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        values = original(self, batch, batch_idx)
+        bad = self.trainer.datamodule.consumed - 1 == 5  # type: ignore[attr-defined]
+        return values | {"loss": values["loss"] * float("nan")} if bad else values
+
+    monkeypatch.setattr(ImageTokenizerModule, "training_step", training_step)
+    kept = ("trainer.max_steps=6", "trainer.checkpoint_every=1", "trainer.keep=3")
+    train(stage_tokenizer(settings(), quantizer, *kept, "guard.nonfinite=skip", "ema=null"))
+    assert summary(tmp_path / "run")["guard"]["counts"]["skipped"] == 1
+    before, good, bad = (
+        {
+            name: tensor
+            for name, tensor in read_state(tmp_path / "run" / "checkpoints" / checkpoint_name(step))[
+                "state_dict"
+            ].items()
+            if ".quantize." in name
+        }
+        for step in (4, 5, 6)
+    )
+    assert any(not torch.equal(tensor, good[name]) for name, tensor in before.items())
+    assert [name for name, tensor in good.items() if not torch.equal(tensor, bad[name])] == []
 
 
 @pytest.mark.fault(10)
