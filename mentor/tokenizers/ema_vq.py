@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from mentor.config import Config
 from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, world_size
-from mentor.tokenizers.quantizer import Quantizer, straight_through
+from mentor.tokenizers.quantizer import SphericalQuantizer, straight_through
 
 
 class EMAVQConfig(Config):
@@ -37,11 +37,11 @@ class EMAVQConfig(Config):
     kmeans_vectors: int = Field(default=16, gt=0)
 
 
-class EMAVectorQuantizer(Quantizer):
+class EMAVectorQuantizer(SphericalQuantizer):
     """Nearest of averaged unit vectors to the normalised latent; the codebook learns without gradients."""
 
     def __init__(self, config: EMAVQConfig) -> None:
-        super().__init__()
+        super().__init__(config.noise)
         self.config = config
         self.width = config.width
         self.vocab_size = config.codes
@@ -64,18 +64,6 @@ class EMAVectorQuantizer(Quantizer):
     def codebook(self) -> Float[Tensor, "v c"]:
         """The unit code vectors, float32."""
         return self.library.codebook.float()
-
-    def place(self, latents: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """The vectors scaled to length 1."""
-        return F.normalize(latents, dim=-1)
-
-    def nearest(self, placed: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
-        """The codes at the smallest angle."""
-        return (placed @ self.codebook.T).argmax(dim=-1)
-
-    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
-        """The vectors with Gaussian noise, on the sphere again."""
-        return F.normalize(placed + self.config.noise * draws.normal("blur", placed), dim=-1)
 
     def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes, each as heavy as its cluster."""

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mentor.errors import UserError
 from mentor.tokenizers.clustering import Draws
@@ -135,6 +136,30 @@ class Quantizer(nn.Module, ABC):
                 f"the quantizer got latents of shape {tuple(latents.shape)}, "
                 f"it takes (batch, {self.width}, rows, columns)"
             )
+
+
+class SphericalQuantizer(Quantizer):
+    """A quantizer whose code vectors have length 1, so that the nearest one is the one at the smallest angle.
+
+    Args:
+        noise: standard deviation of the noise on each number of a warm-up latent.
+    """
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def place(self, latents: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """The vectors scaled to length 1."""
+        return F.normalize(latents, dim=-1)
+
+    def nearest(self, placed: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
+        """The codes at the smallest angle."""
+        return (placed @ self.codebook.T).argmax(dim=-1)
+
+    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
+        """The vectors with Gaussian noise, on the sphere again."""
+        return F.normalize(placed + self.noise * draws.normal("blur", placed), dim=-1)
 
 
 def straight_through(vectors: Float[Tensor, "n c"], source: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mentor.config import Config
 from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, sum_over_processes
-from mentor.tokenizers.quantizer import Quantizer, straight_through
+from mentor.tokenizers.quantizer import SphericalQuantizer, straight_through
 
 
 class VQConfig(Config):
@@ -37,7 +37,7 @@ class VQConfig(Config):
     kmeans_vectors: int = Field(default=16, gt=0)
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(SphericalQuantizer):
     """Nearest of learnable unit vectors to the normalised latent.
 
     Codes that no latent chooses are restarted on vectors of the batch. A code is judged only after as many batches as
@@ -48,7 +48,7 @@ class VectorQuantizer(Quantizer):
     age: Float[Tensor, "v"]
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
+        super().__init__(config.noise)
         self.config = config
         self.width = config.width
         self.vocab_size = config.codes
@@ -62,18 +62,6 @@ class VectorQuantizer(Quantizer):
     def codebook(self) -> Float[Tensor, "v c"]:
         """The unit code vectors, float32."""
         return F.normalize(self.embedding.weight.float(), dim=-1)
-
-    def place(self, latents: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """The vectors scaled to length 1."""
-        return F.normalize(latents, dim=-1)
-
-    def nearest(self, placed: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
-        """The codes at the smallest angle."""
-        return (placed @ self.codebook.T).argmax(dim=-1)
-
-    def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
-        """The vectors with Gaussian noise, on the sphere again."""
-        return F.normalize(placed + self.config.noise * draws.normal("blur", placed), dim=-1)
 
     def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes."""
