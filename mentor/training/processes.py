@@ -1,5 +1,6 @@
 """The processes of a training: which of them this one is, how they find each other, and how they end together."""
 
+import atexit
 import os
 import sys
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import active_children
 from typing import Any
 
 import torch
@@ -101,6 +103,9 @@ def on_cpu(trainer: TrainerConfig) -> bool:
 def joined(place: Place, trainer: TrainerConfig) -> Iterator["Watch | None"]:
     """The group of all processes, which ends for all of them when it ends for one.
 
+    A process that leaves it by an exception ends at its next exit without taking the interpreter down, since threads
+    inside libraries may still be in the middle of something with the others.
+
     Raises:
         UserError: the processes do not find each other in time.
     """
@@ -137,7 +142,10 @@ def joined(place: Place, trainer: TrainerConfig) -> Iterator["Watch | None"]:
         watch.wait_for_first()
         distributed.barrier()
     except BaseException as error:
-        watch.fail(error)
+        first = watch.fail(error)
+        atexit.register(_end_at_once, _exit_code(error) if first is None else first)
+        if first is not None:
+            raise SystemExit(first) from None
         if elastic is not None and not isinstance(error, SystemExit):
             elastic.record_exception(error)
         raise
@@ -159,24 +167,20 @@ class Watch(threading.Thread):
         store = distributed.distributed_c10d._get_default_store()
         self._own, self._shared = store.clone(), store.clone()  # type: ignore[attr-defined]
         self._over = threading.Event()
-        self._mine = False
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the others that this process has failed.
-
-        Raises:
-            SystemExit: another one has failed before; its code, and nothing of this one's error.
-        """
-        code = error.code if isinstance(error, SystemExit) else 2 if isinstance(error, UserError) else 1
-        mine = f"{self._place.rank} {code if isinstance(code, int) else 1}"
+    def fail(self, error: BaseException) -> int | None:
+        """Tell the others that this process has failed; the exit code of another one that has failed before."""
+        mine = f"{self._place.rank} {_exit_code(error)}"
         try:
             first = self._own.compare_set(_FAILED, "", mine).decode()
         except RuntimeError:  # the process that kept the store has ended, and that was no end in order
             first = f"0 {1}"
-        if first != mine:
-            code = int(first.split()[1])
+        if first == mine:
+            return None
+        code = int(first.split()[1])
+        if not isinstance(error, SystemExit):  # which has been told
             self._tell_stop(code)
-            raise SystemExit(code) from None
+        return code
 
     def _tell_stop(self, code: int) -> None:
         """Say what another process, which a signal has reached, leaves to the first one to say."""
@@ -193,6 +197,7 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         """No longer watch."""
         self._over.set()
+        self.join(_PATIENCE)
 
     def run(self) -> None:
         """Look until it is over."""
@@ -216,6 +221,21 @@ def _main_stack() -> str:
     """The innermost places of the main thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return "".join(traceback.format_stack(frame)[-4:]).rstrip() if frame else "nowhere"
+
+
+def _exit_code(error: BaseException) -> int:
+    """What a process ends with that this has ended."""
+    code = error.code if isinstance(error, SystemExit) else 2 if isinstance(error, UserError) else 1
+    return code if isinstance(code, int) else 1
+
+
+def _end_at_once(code: int) -> None:
+    """End the process, and the loader processes that it has started."""
+    for child in active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,13 @@
-"""Which process of how many this is, by what launchers leave in the environment."""
+"""Which process of how many this is, by what launchers leave in the environment; how processes end."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from faulty import ROOT
 
 from mentor.errors import UserError
 from mentor.training.config import TrainerConfig
@@ -62,3 +69,37 @@ def test_machines_with_unequal_numbers_are_refused(monkeypatch: pytest.MonkeyPat
         find_place(trainer(), SLURM | {"SLURM_NNODES": "3"})
     with pytest.raises(UserError, match="--ntasks-per-node=N"):
         find_place(trainer(), {key: value for key, value in SLURM.items() if key != "SLURM_NTASKS_PER_NODE"})
+
+
+# A thread waits inside a library, and gets its answer while the interpreter is being taken down, which it cannot bear.
+BUSY = """
+import sys, threading, time
+from datetime import timedelta
+from torch import distributed
+from mentor.training.config import TrainerConfig
+from mentor.training.processes import Place, joined
+
+class Slow:
+    def __del__(self):
+        time.sleep(2)
+
+def wait(store):
+    store.wait(["never"], timedelta(seconds=1))
+
+slow, rank = Slow(), int(sys.argv[1])
+with joined(Place(rank, rank, 2, 2, "mentor"), TrainerConfig(accelerator="cpu", max_steps=1, timeout=30)):
+    store = distributed.distributed_c10d._get_default_store().clone()
+    threading.Thread(target=wait, args=(store,), daemon=True).start()
+    time.sleep(0.2)
+    raise SystemExit(143)
+"""
+
+
+@pytest.mark.fault(5)
+def test_a_library_that_is_busy_with_other_processes_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(BUSY)
+    port = str(20_000 + os.getpid() % 20_000)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [subprocess.Popen([sys.executable, str(program), rank], env=environment) for rank in "01"]
+    assert [process.wait(60) for process in both] == [128 + signal.SIGTERM] * 2
