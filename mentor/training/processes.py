@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from mentor.training.launching import LAUNCHED
 _INTERVAL = 1.0
 # Time for the main thread to find out by itself, after which the thread ends the process.
 _PATIENCE = 3.0
+# Time by which a process that ends because of another one is the later of the two under torchrun.
+_LATER = 1.5
 _FAILED = "mentor/failed"
 _DONE = "mentor/done"
 
@@ -145,6 +148,8 @@ def joined(place: Place, trainer: TrainerConfig) -> Iterator["Watch | None"]:
         first = watch.fail(error)
         atexit.register(_end_at_once, _exit_code(error) if first is None else first)
         if first is not None:
+            if elastic is not None:  # it counts whole seconds, and takes whoever ended first for the cause
+                time.sleep(_LATER)
             raise SystemExit(first) from None
         if elastic is not None and not isinstance(error, SystemExit):
             elastic.record_exception(error)
