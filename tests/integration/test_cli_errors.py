@@ -235,9 +235,7 @@ def test_a_folder_that_may_not_be_written(
     locked = place / "locked"
     locked.mkdir(mode=0o500)
     allowed = os.access
-    if allowed(
-        locked, os.W_OK
-    ):  # root may: the answer to anybody else in its place
+    if allowed(locked, os.W_OK):  # root may: the answer to anybody else in its place
         monkeypatch.setattr(os, "access", lambda path, *mode: Path(path).absolute() != locked and allowed(path, *mode))
     code = run_here((*DRAW[:-1], "locked/x", "a circle"), monkeypatch)
     check_refusal(code, capfd.readouterr().err, ("locked/x", "no permission"))
