@@ -101,19 +101,8 @@ def make_phases(experiment: str, recipe: str, settings: list[str], progress: Pro
     def draw() -> tuple[str, ...]:
         prompt = save_reference(shards, pictures / "reference.png")
         files = ("--image", str(pictures / "reference.png"), "--model", str(release), "--output", str(pictures))
-        settings = (
-            "--num-images",
-            "4",
-            "--guidance",
-            "2",
-            "--temperature",
-            "0.7",
-            "--seed",
-            "0",
-            "--grid",
-            "--overwrite",
-        )
-        return "-m", "mentor.generate", prompt, *files, *settings
+        settings = ("--num-images", "4", "--guidance", "2", "--temperature", "0.7", "--seed", "0", "--grid")
+        return "-m", "mentor.generate", prompt, *files, *settings, "--overwrite"
 
     def evaluate() -> tuple[str, ...]:
         spent = f"seconds_before={sum(progress.seconds.values()):.0f}"

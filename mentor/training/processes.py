@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import active_children
@@ -238,8 +238,9 @@ def _end_at_once(code: int) -> None:
     """End the process, and the loader processes that it has started."""
     for child in active_children():
         child.terminate()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader may have gone away
+            stream.flush()
     os._exit(code)
 
 

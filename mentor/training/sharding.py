@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -298,7 +298,7 @@ def gather_weights(module: nn.Module) -> dict[str, Tensor]:
     """
     reshard(module)
     weights = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    return cast(dict[str, Tensor], weights)  # torch's type allows for extra states, which no module here has
 
 
 def gather_generator(generator: Generator) -> Generator | None:

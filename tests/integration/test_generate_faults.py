@@ -21,7 +21,7 @@ from mentor.generate import main
 
 pytestmark = pytest.mark.fault(19)
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = 40
+COUNT = 60
 PROMPT = "a large red circle"
 JOB = (PROMPT, "--batch-size", "2", "--num-images", str(COUNT))
 
