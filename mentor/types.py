@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -155,6 +156,11 @@ class Codes:
     ids: Int[Tensor, "b gy gx"]
     latents: Float[Tensor, "b c gy gx"]
     features: Float[Tensor, "b d gy gx"]
+
+    def select(self, rows: Sequence[int] | Int[Tensor, "n"]) -> "Codes":
+        """Those of the given pictures, in the given order."""
+        rows = torch.as_tensor(rows, dtype=torch.long, device=self.ids.device)
+        return Codes(self.ids[rows], self.latents[rows], self.features[rows])
 
 
 @dataclass(frozen=True)

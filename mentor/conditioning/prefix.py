@@ -63,8 +63,7 @@ def encode_condition(
     if len(unique) == len(images):
         return Condition(prompts, codes)
     places = {id(image): place for place, image in enumerate(unique)}
-    rows = torch.tensor([places[id(image)] for image in images], device=codes.ids.device)
-    return Condition(prompts, Codes(codes.ids[rows], codes.latents[rows], codes.features[rows]))
+    return Condition(prompts, codes.select([places[id(image)] for image in images]))
 
 
 def drop_condition(

@@ -1,14 +1,13 @@
 """The decoder-only transformer; sizes follow LlamaGen's table (arXiv 2406.06525)."""
 
-import torch
 from jaxtyping import Bool, Float
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from mentor.config import Config
-from mentor.nn.attention import KVCache
+from mentor.nn.attention import Cache
 from mentor.nn.layers import Block, RMSNorm, swiglu_hidden
-from mentor.nn.rope import rotary_table
+from mentor.nn.rope import Rotary, rotary_table
 
 
 class BackboneConfig(Config):
@@ -69,28 +68,25 @@ class Backbone(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        coordinates: Float[Tensor, "b n 2"],
+        rotary: Rotary,
         mask: Bool[Tensor, "b 1 n m"] | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         tail: int | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Hidden states after the last block, normalised.
 
         Args:
             x: embedded tokens.
-            coordinates: (row, column) that each token is turned by.
+            rotary: what each token is turned by, from `rotary`.
             mask: True where a query (n) may look at a key (m); None lets all look at all.
-            cache: keys and values so far; the new tokens are added to it.
+            cache: keys and values so far; the new tokens are added to it, and it says who may look at what.
             tail: give the states of the last `tail` tokens only. The last block then spares the others' feed-forward,
                 a tenth of all work in four blocks when half of the sequence is a prefix.
         """
-        rotary = rotary_table(coordinates, self.head_width, self.config.rope_base)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, mask, cache, layer, tail if layer == len(self.blocks) - 1 else None)
-        if cache is not None:
-            cache.advance(coordinates.shape[1])
         return self.norm(x)
 
-    def make_cache(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-        """An empty cache for `rows` sequences of up to `length` tokens."""
-        return KVCache(self.config.layers, rows, self.kv_heads, length, self.head_width, device, dtype)
+    def rotary(self, coordinates: Float[Tensor, "b n 2"]) -> Rotary:
+        """What turns tokens at these (row, column)."""
+        return rotary_table(coordinates, self.head_width, self.config.rope_base)

@@ -5,11 +5,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mentor.conditioning import Condition, ConditionerConfig, Prefix, TextTokenizer, build_conditioner
+from mentor.conditioning import Condition, ConditionerConfig, TextTokenizer, build_conditioner
 from mentor.config import Config
 from mentor.models.backbone import Backbone, BackboneConfig
 from mentor.models.heads import ARHead, ARHeadConfig, CodeEmbedding
-from mentor.nn.attention import KVCache
 from mentor.types import CodeSpec
 
 
@@ -57,25 +56,7 @@ class Generator(nn.Module):
         x = torch.cat((self.place(prefix.embeddings, prefix.cells), self.place(self.embedding(tokens), cells)), dim=1)
         coordinates = self.coordinates(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
         mask = prefix_lm_mask(prefix.mask, tokens.shape[1])
-        return self.head(self.backbone(x, coordinates, mask, tail=self.spec.tokens))
-
-    def prefill(self, prefix: Prefix, cache: KVCache) -> Float[Tensor, "b v"]:
-        """Logits of the first image token; stores the prefix in `cache`."""
-        length = prefix.embeddings.shape[1]
-        x = self.place(prefix.embeddings, prefix.cells)
-        mask = prefix_lm_mask(prefix.mask, 0)
-        hidden = self.backbone(x, self.coordinates(prefix.cells, length), mask, cache, tail=1)
-        return self.head(hidden[:, -1])
-
-    def step(
-        self, ids: Int[Tensor, "b"], position: int, prefix_mask: Bool[Tensor, "b p"], cache: KVCache
-    ) -> Float[Tensor, "b v"]:
-        """Logits of image token `position`, given that `ids` were chosen for the one before it; adds it to `cache`."""
-        cells = self.token_cells(position, position + 1, ids.device).expand(len(ids), -1, -1)
-        x = self.place(self.embedding(ids.unsqueeze(1)), cells)
-        mask = torch.cat((prefix_mask, prefix_mask.new_ones(len(ids), position)), dim=1)
-        hidden = self.backbone(x, self.coordinates(cells, 0), rearrange(mask, "b m -> b 1 1 m"), cache)
-        return self.head(hidden[:, -1])
+        return self.head(self.backbone(x, self.backbone.rotary(coordinates), mask, tail=self.spec.tokens))
 
     def token_cells(self, first: int, last: int, device: torch.device) -> Int[Tensor, "1 t 2"]:
         """(row, column) of the cells `first` to `last` (not included)."""

@@ -1,6 +1,6 @@
 """What turns codes into input tokens and hidden states into predictions of codes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -57,9 +57,16 @@ class CodeVectors(nn.Module):
         elif config.tied:
             self.tied = nn.Linear(size, width, bias=False)
             nn.init.normal_(self.tied.weight, std=scale * size**-0.5)
+        self._fixed: Tensor | None = None
+
+    def fix(self) -> None:
+        """From now on the weights stay as they are: the vectors are looked up and not computed."""
+        self._fixed = self.table().detach()
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The vectors of `ids`."""
+        if self._fixed is not None:
+            return self._fixed[ids]
         vectors = self.free(ids)
         return vectors if self.tied is None else vectors + self.tied(self.codebook[ids])
 
@@ -84,21 +91,32 @@ class ARHead(nn.Module):
         # Logits of variance 1 for states of variance 1.
         self.vectors = CodeVectors(config, codebook, width, scale=width**-0.5)
         nn.init.zeros_(self.vectors.free.weight)
-        self._table: Tensor | None = None
+        self._product: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Unnormalised log-probabilities of every code."""
-        table = self.vectors.table() if self._table is None else self._table
-        return functional.linear(hidden, table.to(hidden.dtype))
+        if self._product is not None:
+            return self._product(hidden)
+        return functional.linear(hidden, self.vectors.table().to(hidden.dtype))
+
+    def fix(self, make_product: Callable[[Float[Tensor, "v d"]], Callable[[Tensor], Tensor]]) -> None:
+        """From now on the weights stay as they are: the codes' vectors are computed once and not at every call.
+
+        Args:
+            make_product: makes the product with a matrix.
+        """
+        self._product = make_product(self.vectors.table().detach())
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Within, the weights must stay as they are: the codes' vectors are computed once and not at every call."""
-        self._table = self.vectors.table()
+        """Within, the weights must stay as they are."""
+        before = self._product
+        if before is None:
+            self.fix(lambda table: lambda hidden: functional.linear(hidden, table.to(hidden.dtype)))
         try:
             yield
         finally:
-            self._table = None
+            self._product = before
 
 
 def standardise(codebook: Float[Tensor, "v c"]) -> Float[Tensor, "v c"]:

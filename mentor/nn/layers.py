@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mentor.nn.attention import KVCache, Rotary, SelfAttention
+from mentor.nn.attention import Cache, SelfAttention
+from mentor.nn.rope import Rotary
 
 
 class RMSNorm(nn.Module):
@@ -20,8 +21,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """The normalised `x`, in its own type."""
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and torch.is_grad_enabled():
             return FewPassesRMSNorm.apply(x.float(), self.weight, self.eps).to(x.dtype)
+        if x.device.type == "cpu":
+            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -86,7 +89,7 @@ class Block(nn.Module):
         x: Float[Tensor, "b n d"],
         rotary: Rotary,
         mask: Bool[Tensor, "b 1 n m"] | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         tail: int | None = None,
     ) -> Float[Tensor, "b m d"]:

@@ -51,7 +51,7 @@ def check_against_llama(kv_heads: int) -> None:
     x = torch.randn(2, 7, 64)
     mask = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7)
     with torch.no_grad():
-        ours = backbone(x, torch.zeros(2, 7, 2), mask)
+        ours = backbone(x, backbone.rotary(torch.zeros(2, 7, 2)), mask)
         # All at position 0: Llama's one-dimensional rotary then turns nothing, as our grid position (0, 0) does.
         theirs = llama_with_weights_of(backbone, config)(
             inputs_embeds=x, position_ids=torch.zeros(2, 7, dtype=torch.long), attention_mask=torch.ones(2, 7)
@@ -83,4 +83,4 @@ def test_rotary_equals_a_plain_loop() -> None:
                 expected[0, head, token, 2 * pair] = even * np.cos(angle) - odd * np.sin(angle)
                 expected[0, head, token, 2 * pair + 1] = even * np.sin(angle) + odd * np.cos(angle)
     table = rotary_table(torch.tensor(cells, dtype=torch.float32), width, base)
-    assert np.allclose(apply_rotary(torch.tensor(x, dtype=torch.float32), *table).numpy(), expected, atol=1e-5)
+    assert np.allclose(apply_rotary(torch.tensor(x, dtype=torch.float32), table).numpy(), expected, atol=1e-5)

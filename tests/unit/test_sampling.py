@@ -1,18 +1,30 @@
 """Drawing codes: filters, guidance, seeds, and the cached loop against one without a cache."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from mentor.conditioning import Condition, NativeConfig, TextTokenizer, encode_condition
+from mentor.decoding.filters import draw, invert, keep_top_k, keep_top_p, standard_processors
+from mentor.decoding.graphs import GraphRunner
+from mentor.decoding.guidance import combine
+from mentor.decoding.settings import SamplingConfig
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
-from mentor.sampling import SamplingConfig, draw, guidance_rows, keep_top_k, keep_top_p, sample
+from mentor.models.decoder import Decoder
+from mentor.models.packing import pack
+from mentor.sampling import Request, _Batch, _Picture, read, sample, stream
 from mentor.types import Codes, CodeSpec, ImageSegment, Prompt, TextSegment
 
 SPEC = CodeSpec(grid=(3, 3), vocab_size=20, code_width=4, feature_width=6)
 PICTURE = torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(5))
 FULL: Prompt = (TextSegment("a red circle"), ImageSegment(PICTURE))
+RED: Prompt = (TextSegment("red"),)
+# Long enough for rows to share what was read of it.
+LONG: Prompt = (TextSegment("a red circle and nothing else " * 9), ImageSegment(PICTURE))
+LONGER: Prompt = (TextSegment("a red circle and nothing more or less " * 9),)
 
 
 def encode(images: torch.Tensor) -> Codes:
@@ -21,12 +33,11 @@ def encode(images: torch.Tensor) -> Codes:
     return Codes(ids, pooled[:, [0, 1, 2, 0]], pooled[:, [0, 1, 2, 2, 1, 0]])
 
 
-@pytest.fixture(scope="module")
-def generator() -> Generator:
+def make_generator(kv_heads: int = 0) -> Generator:
     torch.manual_seed(0)
     config = GeneratorConfig(
-        conditioner=NativeConfig(max_prefix=64),
-        backbone=BackboneConfig(layers=2, width=32, heads=2, rope_base=100),
+        conditioner=NativeConfig(max_prefix=512),
+        backbone=BackboneConfig(layers=2, width=32, heads=2, kv_heads=kv_heads, rope_base=100),
         head=ARHeadConfig(),
     )
     model = Generator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
@@ -34,27 +45,119 @@ def generator() -> Generator:
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return make_generator()
+
+
+@pytest.fixture(scope="module")
+def grouped() -> Generator:
+    return make_generator(kv_heads=1)
+
+
 def condition(*prompts: Prompt) -> Condition:
     return encode_condition(list(prompts), encode)
 
 
-@torch.no_grad()
-def slow_greedy(generator: Generator, prompt: Prompt, guidance: float) -> list[int]:
-    """Greedy decoding by running the whole sequence anew for every token, each condition on its own."""
-    ids = torch.zeros(1, 3, 3, dtype=torch.long)
-    for position in range(9):
-        full = generator(condition(prompt), ids)[0, position]
-        null = generator(condition(()), ids)[0, position]
-        ids.view(-1)[position] = (null + guidance * (full - null)).argmax()
-    return ids.flatten().tolist()
+def uncached(generator: Generator, prompt: Prompt, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """Guided logits of every token of a picture, by running each condition's whole sequence anew."""
+    bare = tuple(segment for segment in prompt if isinstance(segment, ImageSegment))
+    with torch.no_grad():
+        full, null, images = (generator(condition(p), ids.unsqueeze(0))[0] for p in (prompt, (), bare))
+    first, last = (round(share * 9) for share in config.guidance_interval)
+    scale = config.guidance
+    image_scale = scale if config.guidance_images is None else config.guidance_images
+    guided = null + image_scale * (images - null) + scale * (full - images)
+    inside = (torch.arange(9) >= first) & (torch.arange(9) < last)
+    return torch.where(inside.unsqueeze(-1), guided, full)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_cached_loop_equals_the_slow_one(generator: Generator, guidance: float) -> None:
-    prompts: list[Prompt] = [FULL, (TextSegment("red"),)]
-    config = SamplingConfig(guidance=guidance, temperature=0)
-    fast = sample(generator, condition(*prompts), [0, 0], config)
-    assert [row.flatten().tolist() for row in fast] == [slow_greedy(generator, p, guidance) for p in prompts]
+OPTIONS = {
+    "no guidance": {"guidance": 1.0},
+    "guidance": {"guidance": 3.0},
+    "two scales": {"guidance": 3.0, "guidance_images": 1.5},
+    "guidance of images alone": {"guidance": 1.0, "guidance_images": 2.0},
+    "interval": {"guidance": 3.0, "guidance_interval": (0.3, 0.7)},
+    "interval from the second token": {"guidance": 3.0, "guidance_interval": (0.12, 1.0)},
+    "interval with two scales": {"guidance": 3.0, "guidance_images": 2.0, "guidance_interval": (0.0, 0.5)},
+    "empty interval": {"guidance": 3.0, "guidance_interval": (0.5, 0.5)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("packed", [False, True], ids=["as trained", "packed"])
+@pytest.mark.parametrize(
+    "prompts", [[FULL, RED], [LONG] * 3, [LONG] * 2 + [LONGER] * 2], ids=["ragged", "one", "pairs"]
+)
+def test_logits_equal_those_without_a_cache_for_every_option(
+    generator: Generator, options: dict, packed: bool, prompts: list[Prompt]
+) -> None:
+    config = SamplingConfig(**options)
+    model = pack(copy.deepcopy(generator), "fp32") if packed else generator
+    seen = []
+
+    def record(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits)
+        return logits
+
+    drawn = sample(model, condition(*prompts), range(len(prompts)), config, [record])
+    for row, prompt in enumerate(prompts):
+        cached = torch.stack([logits[row] for logits in seen])
+        assert (cached - uncached(generator, prompt, drawn[row], config)).abs().max() < 1e-4
+    assert len({tuple(ids.flatten().tolist()) for ids in drawn}) == len(prompts)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("prompts", [[FULL, RED], [LONG] * 3], ids=["ragged", "one"])
+def test_drafts_change_nothing_of_what_is_likeliest(generator: Generator, options: dict, prompts: list[Prompt]) -> None:
+    plain, drafted = (SamplingConfig(**options, temperature=0, speculative=tokens) for tokens in (0, 4))
+    calls = []
+    seeds = range(len(prompts))
+    tried = sample(generator, condition(*prompts), seeds, drafted, on_step=lambda *done: calls.append(done))
+    assert torch.equal(tried, sample(generator, condition(*prompts), seeds, plain))
+    assert calls[-1] == (9, 9) and len(calls) <= 9
+
+
+def test_wide_key_value_heads_are_read_by_groups_of_queries(grouped: Generator) -> None:
+    config = SamplingConfig(guidance=2.0)
+    seen: list[torch.Tensor] = []
+    drawn = sample(grouped, condition(LONG, LONG), [0, 1], config, [lambda logits: seen.append(logits) or logits])
+    for row in range(2):
+        cached = torch.stack([logits[row] for logits in seen])
+        assert (cached - uncached(grouped, LONG, drawn[row], config)).abs().max() < 1e-4
+    tried = sample(grouped, condition(LONG), [0], SamplingConfig(temperature=0, speculative=3))
+    assert torch.equal(tried, sample(grouped, condition(LONG), [0], SamplingConfig(temperature=0)))
+
+
+def test_a_step_at_a_place_that_only_the_device_knows_is_the_same_step(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CUDA graph records, run on the CPU: positions in a tensor, more columns read than are filled."""
+    config = SamplingConfig(guidance=2.0, guidance_interval=(0.0, 0.6))
+    prompts = [FULL, RED]
+    expected = sample(generator, condition(*prompts), [0, 1], config)
+    step = _Batch.step
+
+    def by_tensor(self: _Batch, position: int, guided: bool, end: int) -> None:
+        step(self, torch.tensor([position]), guided, GraphRunner.reach(position, 9))
+
+    monkeypatch.setattr(_Batch, "step", by_tensor)
+    assert torch.equal(sample(generator, condition(*prompts), [0, 1], config), expected)
+
+
+def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None:
+    """A graph without a break: a step that waited for the device could not be recorded."""
+    decoder, config = Decoder(generator), SamplingConfig(guidance=2.0, top_k=5, top_p=0.9, temperature=0.7)
+    with torch.inference_mode(), generator.head.fixed():
+        prompts = read(decoder, condition(FULL, RED), config)
+        pictures = [_Picture(seed, read_) for seed, read_ in enumerate(prompts)]
+        plain, traced = (_Batch(decoder, pictures, config, standard_processors(config)) for _ in range(2))
+        compiled = torch.compile(traced.step, fullgraph=True, backend="eager")
+        for batch, step in ((plain, plain.step), (traced, compiled)):
+            batch.choose([torch.stack([p[i].logits for p in prompts]) for i in range(2)], 0)
+            for position in range(1, 9):
+                step(torch.tensor([position]), True, 9)
+    assert torch.equal(plain.ids, traced.ids)
 
 
 def test_a_seed_gives_the_same_picture_whoever_else_is_in_the_batch(generator: Generator) -> None:
@@ -67,15 +170,15 @@ def test_a_seed_gives_the_same_picture_whoever_else_is_in_the_batch(generator: G
 
 
 def test_two_scales_follow_their_formula_and_meet_one_scale_when_equal() -> None:
-    config = SamplingConfig(guidance=3.0, guidance_images=1.5)
-    rows, combine = guidance_rows(condition(FULL, (TextSegment("red"),)), config)
-    assert [len(prompt) for prompt in rows.prompts] == [2, 1, 0, 0, 1, 0]
-    assert rows.codes is not None and len(rows.codes.ids) == 2
     f, u, i = (torch.randn(2, 5) for _ in range(3))
-    assert torch.allclose(combine(torch.cat((f, u, i))), u + 1.5 * (i - u) + 3.0 * (f - i))
-    rows, combine = guidance_rows(condition(FULL), SamplingConfig(guidance=3.0, guidance_images=3.0))
-    assert len(rows.prompts) == 2
-    assert torch.allclose(combine(torch.stack((f[0], u[0]))), u[:1] + 3.0 * (f[:1] - u[:1]))
+    torch.testing.assert_close(combine([f, u, i], 3.0, 1.5), u + 1.5 * (i - u) + 3.0 * (f - i))
+    torch.testing.assert_close(combine([f, u, i], 3.0, 3.0), combine([f, u], 3.0, None))
+    torch.testing.assert_close(combine([f, u], 3.0, None), u + 3.0 * (f - u))
+    assert combine([f], 3.0, None) is f
+    parts = [
+        SamplingConfig(guidance=g, guidance_images=i).parts for g, i in ((1, None), (3, None), (3, 3), (3, 1), (1, 1))
+    ]
+    assert parts == [1, 2, 2, 3, 1]
 
 
 def test_three_rows_decode(generator: Generator) -> None:
@@ -133,6 +236,64 @@ def test_processors_come_after_guidance_and_progress_is_told(generator: Generato
     assert steps == [(n, 9) for n in range(1, 10)]
 
 
+@pytest.mark.parametrize("speculative", [0, 3])
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_a_stream_gives_every_picture_that_sample_gives(generator: Generator, speculative: int, slots: int) -> None:
+    config = SamplingConfig(guidance=2.0, speculative=speculative)
+    conditions = [condition(prompt) for prompt in (RED, LONG, FULL)]
+    asked = [Request(conditions[at], seed) for seed, at in enumerate((0, 0, 1, 1, 2, 0, 2))]
+    taken = []
+
+    def requests():
+        for request in asked:
+            taken.append(request)
+            yield request
+
+    arrived = []
+    for request, ids in stream(generator, requests(), config, slots):
+        arrived.append(request)
+        assert len(taken) <= len(arrived) + slots, "no request is taken before there is a slot for it"
+        alone = sample(generator, request.condition, [request.seed], config)[0]
+        assert torch.equal(ids, alone), request.seed
+    assert sorted(request.seed for request in arrived) == list(range(7))
+
+
+def test_a_prompt_is_read_once_for_all_its_pictures_and_so_is_nothing(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, shapes = Decoder(generator), []
+    conditioner = generator.conditioner.forward
+    monkeypatch.setattr(generator.conditioner, "forward", lambda c: shapes.append(len(c.prompts)) or conditioner(c))
+    one = condition(LONG)
+    for _ in range(2):
+        list(stream(decoder, [Request(one, seed) for seed in range(5)], SamplingConfig(guidance=2.0), 2))
+    sample(decoder, condition(*[FULL] * 4), range(4), SamplingConfig(guidance=2.0))
+    assert shapes == [1, 1, 1, 1], "the prompt, nothing, the prompt, another prompt"
+
+
+def test_partial_pictures_can_be_watched(generator: Generator) -> None:
+    seen = []
+    final = sample(
+        generator, condition(FULL, RED), [0, 1], SamplingConfig(), watch=lambda ids, n: seen.append(ids[:, :n].clone())
+    )
+    assert [part.shape[1] for part in seen] == list(range(1, 10))
+    for part in seen:
+        assert torch.equal(part, final.flatten(1)[:, : part.shape[1]])
+
+
+def test_inversion_equals_a_running_sum() -> None:
+    for codes in (1, 2, 5, 97, 1024):
+        weights = torch.rand(50, codes, generator=torch.Generator().manual_seed(codes))
+        weights[weights < 0.5] = 0
+        weights[:, codes // 2] = 0.3
+        uniform = torch.rand(50, generator=torch.Generator().manual_seed(0))
+        sums = weights.double().cumsum(dim=-1)
+        expected = (sums <= uniform.double().unsqueeze(-1) * sums[:, -1:]).sum(dim=-1)
+        chosen = invert(weights, uniform)
+        assert torch.equal(chosen, expected)
+        assert (weights.gather(1, chosen.unsqueeze(1)) > 0).all()
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
@@ -140,6 +301,10 @@ def test_processors_come_after_guidance_and_progress_is_told(generator: Generato
         ("top_p", 0, "at most 1"),
         ("top_p", 1.5, "at most 1"),
         ("top_k", -2, "all tokens"),
+        ("speculative", -1, "off"),
+        ("speculative", 100, "to 64"),
+        ("guidance_interval", (0.6, 0.4), "two rising shares"),
+        ("guidance_interval", (0.0, 1.4), "two rising shares"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting: str, value: float, says: str) -> None:

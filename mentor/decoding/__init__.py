@@ -1,0 +1,1 @@
+"""The pieces of sampling: settings, guidance, filters, draws, and the acceptance of drafts."""

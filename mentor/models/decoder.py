@@ -1,0 +1,146 @@
+"""A generator that writes token by token: prompts are prefilled, then tokens follow over a cache."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mentor.conditioning import Condition, Prefix
+from mentor.models.generator import Generator
+from mentor.nn.cache import BlockCache, KVCache, PrefixCache
+from mentor.types import prompt_images
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt that the model has read.
+
+    Attributes:
+        cache: keys and values of its prefix.
+        logits: of the first image token.
+    """
+
+    cache: PrefixCache
+    logits: Float[Tensor, "v"]
+
+
+class Decoder:
+    """What decoding needs of a generator, computed once; the generator's weights must stay as they are meanwhile.
+
+    Args:
+        generator: in eval mode; `mentor.models.packing.pack` makes it fast.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.spec = generator.spec
+        weight = generator.backbone.norm.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        cells = generator.token_cells(0, self.spec.tokens, self.device)
+        with torch.no_grad():
+            nowhere = torch.zeros(1, self.spec.tokens, generator.config.backbone.width, device=self.device)
+            self.places = generator.place(nowhere, cells)[0]
+            self.rotary = generator.backbone.rotary(generator.coordinates(cells, 0))[0, 0]
+        self._null: Prefilled | None = None
+
+    @property
+    def null(self) -> Prefilled:
+        """The null condition, read once."""
+        if self._null is None:
+            (self._null,) = self.prefill(Condition([()], None))
+        return self._null
+
+    @torch.inference_mode()
+    def prefill(self, condition: Condition) -> list[Prefilled]:
+        """The prompts of `condition`, read; one that occurs several times, as the same object, is read once.
+
+        Prompts of one length are read together, so that there is no padding that rounding could depend on.
+        """
+        prefix = self.generator.conditioner(unique_prompts(condition))
+        lengths = prefix.mask.sum(dim=1).tolist()
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row, length in enumerate(lengths):
+            groups[length].append(row)
+        read: dict[int, Prefilled] = {}
+        for length, rows in groups.items():
+            read |= dict(zip(rows, self._prefill(prefix, rows, length), strict=True))
+        order = {id(prompt): row for row, prompt in enumerate(_unique(condition.prompts))}
+        return [read[order[id(prompt)]] for prompt in condition.prompts]
+
+    def _prefill(self, prefix: Prefix, rows: list[int], length: int) -> list[Prefilled]:
+        embeddings, cells = prefix.embeddings[rows, -length:], prefix.cells[rows, -length:]
+        x = self.generator.place(embeddings, cells).to(self.dtype)
+        rotary = self.generator.backbone.rotary(self.generator.coordinates(cells, length))
+        cache = PrefixCache()
+        logits = self.generator.head(self.generator.backbone(x, rotary, None, cache, tail=1))[:, -1]
+        return [Prefilled(cache.row(i), logits[i]) for i in range(len(rows))]
+
+    def make_cache(self, parts: Sequence[Sequence[Prefilled]], tokens: int, shared: Sequence[int]) -> BlockCache:
+        """An empty cache for rows behind the given prompts, block after block.
+
+        Args:
+            parts: for each block the prompt of each row, or of each group of rows that share one.
+            tokens: how many tokens a row may get.
+            shared: for each block how many neighbouring rows share a prompt; 0: each has a copy.
+        """
+        return BlockCache(
+            [
+                KVCache([prompt.cache for prompt in part], tokens, sharing)
+                for part, sharing in zip(parts, shared, strict=True)
+            ]
+        )
+
+    def step(
+        self,
+        ids: Int[Tensor, "b n"],
+        positions: int | Int[Tensor, "b"],
+        cache: BlockCache,
+        end: int,
+        tail: int | None = None,
+    ) -> Float[Tensor, "r n v"]:
+        """Logits of the tokens that follow `ids`, for every row of every block of the cache; adds `ids` to it.
+
+        Args:
+            ids: codes that were chosen, the same for every block.
+            positions: which token the first of them is: one number for all, or one a picture. Past the last token of
+                a picture anything may stand.
+            cache: the prompts, and the tokens before.
+            end: how many tokens are read, at least `positions + n` for all pictures.
+            tail: logits of the last `tail` tokens only.
+        """
+        count = ids.shape[1]
+        cache.place(positions, count, end)
+        # Token i is placed at the cell it predicts, which is the next one.
+        if isinstance(positions, int):
+            where: slice | Tensor = slice(positions + 1, positions + 1 + count)
+            rotary = self.rotary[where].unsqueeze(0)
+        else:
+            where = (positions + 1).unsqueeze(-1) + torch.arange(count, device=ids.device)
+            where = where.clamp(max=self.spec.tokens - 1)
+            rotary = self.rotary[where].repeat(len(cache.blocks), 1, 1, 1)
+        x = (self.generator.embedding(ids) + self.places[where]).to(self.dtype)
+        x = x.repeat(len(cache.blocks), 1, 1)
+        hidden = self.generator.backbone(x, rotary.unsqueeze(1), None, cache, tail)
+        return self.generator.head(hidden)
+
+
+def unique_prompts(condition: Condition) -> Condition:
+    """The condition with each prompt once, even if several rows have it."""
+    rows, images, seen = [], 0, set()
+    for prompt in condition.prompts:
+        count = len(prompt_images(prompt))
+        if id(prompt) not in seen:
+            rows.extend(range(images, images + count))
+        seen.add(id(prompt))
+        images += count
+    prompts = _unique(condition.prompts)
+    if condition.codes is None or len(rows) == images:
+        return Condition(prompts, condition.codes)
+    return Condition(prompts, condition.codes.select(rows))
+
+
+def _unique(prompts: Sequence) -> list:
+    return list({id(prompt): prompt for prompt in prompts}.values())
