@@ -97,7 +97,7 @@ class Int8Linear(nn.Module):
 
 
 class WeightOnlyInt8Linear(nn.Module):
-        # Quantised tensors are to go one day. What is to take their place takes a quarter longer: docs/performance.md
+    """The product with weights kept as 8-bit integers and a scale a row, for GPUs: a compiler joins both steps."""
 
     weight: Tensor
     scale: Tensor
@@ -121,7 +121,7 @@ def row_scales(weight: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:
 def _quantised(weight: Float[Tensor, "n m"]) -> Tensor:
     scale = row_scales(weight).squeeze(-1)
     with warnings.catch_warnings():
-        # Quantised tensors are to go one day. What is to take their place takes a quarter longer (docs/performance.md).
+        # Quantised tensors are to go one day; what is to follow them takes a quarter longer (docs/performance.md).
         warnings.filterwarnings("ignore", message=".*quantize_per_channel", category=UserWarning)
         return torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.long), 0, torch.qint8)
 

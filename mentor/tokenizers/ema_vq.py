@@ -1,17 +1,19 @@
 """A codebook on the unit sphere that follows running averages, by the vector-quantize-pytorch library."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
-from vector_quantize_pytorch import VectorQuantize
 
 from mentor.config import Config
 from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, world_size
 from mentor.tokenizers.quantizer import SphericalQuantizer, straight_through
+
+if TYPE_CHECKING:
+    from vector_quantize_pytorch import VectorQuantize
 
 
 class EMAVQConfig(Config):
@@ -48,7 +50,10 @@ class EMAVectorQuantizer(SphericalQuantizer):
         self.library = self._build(synchronised=False)
         self._synchronised = False
 
-    def _build(self, synchronised: bool) -> VectorQuantize:
+    def _build(self, synchronised: bool) -> "VectorQuantize":
+        # The library loads torch's compiler and a computer algebra: longer than loading a model and drawing with it.
+        from vector_quantize_pytorch import VectorQuantize
+
         return VectorQuantize(
             dim=self.config.width,
             codebook_size=self.config.codes,

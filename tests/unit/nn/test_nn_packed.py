@@ -15,7 +15,8 @@ needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason="the processor has n
 @pytest.mark.parametrize("rows", ROWS)
 def test_packed_float32_is_the_plain_product(shape: tuple[int, int], rows: int) -> None:
     weight, x = torch.randn(shape), torch.randn(rows, shape[1])
-    torch.testing.assert_close(PackedLinear(weight, torch.float32)(x), functional.linear(x, weight), atol=1e-4, rtol=1e-5)
+    ours = PackedLinear(weight, torch.float32)(x)
+    torch.testing.assert_close(ours, functional.linear(x, weight), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,8 @@ def test_a_row_is_the_same_in_any_company(make) -> None:
 
 def test_any_number_of_dimensions() -> None:
     weight, x = torch.randn(24, 32), torch.randn(2, 3, 32)
-    torch.testing.assert_close(PackedLinear(weight, torch.float32)(x), functional.linear(x, weight), atol=1e-5, rtol=1e-5)
+    ours = PackedLinear(weight, torch.float32)(x)
+    torch.testing.assert_close(ours, functional.linear(x, weight), atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_takes_and_gives_float32_and_rounds_the_weights() -> None:
