@@ -20,8 +20,10 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 # oneDNN's kernels have blocks of rows: fewer rows than this take longer than as many.
 BLOCK_ROWS = 4
-# From so many weights on it pays to fill such a block up.
+# From so many weights on it pays to fill a single block up.
 LARGE = 200_000
+# Up to so many rows are filled up to whole blocks, more of them to multiples of this; at most so many go at a time.
+FEW_ROWS, MOST_ROWS = 64, 256
 
 
 def can_pack() -> bool:
@@ -48,28 +50,37 @@ def _supported(name: str) -> bool:
 class PackedLinear(nn.Module):
     """The product with a weight that is kept in oneDNN's layout, in float32 or bfloat16; `x` and the result in float32.
 
-    The result of a row depends on that row alone, bit for bit.
+    The result of a row depends on that row alone, bit for bit. oneDNN keeps what it prepared for every number of rows
+    it has met, so rows are filled up to few different numbers: or memory would grow with every new length of a prompt.
     """
 
     def __init__(self, weight: Float[Tensor, "n m"], dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.fill = weight.numel() >= LARGE
+        self.fills_blocks = weight.numel() >= LARGE
         weight = weight.detach().to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_ROWS) if can_pack() else weight
+        self.is_packed = can_pack()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_ROWS) if self.is_packed else weight
 
     def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         """The product."""
-        shape = x.shape
-        flat = x.reshape(-1, shape[-1])
-        rows = len(flat)
-        if rows < BLOCK_ROWS and self.fill:
-            flat = F.pad(flat, (0, 0, 0, BLOCK_ROWS - rows))
-        if can_pack():
-            y = torch.ops.mkldnn._linear_pointwise(flat.to(self.dtype), self.packed, None, "none", [], "")
-        else:
+        flat = x.flatten(0, -2)
+        if not self.is_packed:
             y = F.linear(flat.to(self.dtype), self.packed)
-        return y[:rows].float().view(*shape[:-1], -1)
+        elif len(flat) > MOST_ROWS:
+            y = torch.cat([self._product(part) for part in flat.split(MOST_ROWS)])
+        else:
+            y = self._product(flat)
+        return y.float().view(*x.shape[:-1], -1)
+
+    def _product(self, x: Float[Tensor, "b m"]) -> Float[Tensor, "b n"]:
+        rows = len(x)
+        step = BLOCK_ROWS if rows <= FEW_ROWS else FEW_ROWS
+        missing = -rows % step
+        if missing and (rows > BLOCK_ROWS or self.fills_blocks):
+            x = F.pad(x, (0, 0, 0, missing))
+        y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
+        return y[:rows] if len(x) > rows else y
 
 
 class Int8Linear(nn.Module):
@@ -138,8 +149,10 @@ def pack_product(weight: Float[Tensor, "n m"], precision: Precision) -> nn.Modul
                 raise UserError("precision int8 needs a processor with VNNI and torch's quantized products: take bf16")
             return Int8Linear(weight)
         return PackedLinear(weight, torch.bfloat16 if precision == "bf16" else torch.float32)
+    if precision != "fp32":
+        weight = weight.bfloat16()
     if precision == "int8":
-        return WeightOnlyInt8Linear(weight.bfloat16())
+        return WeightOnlyInt8Linear(weight)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     return layer

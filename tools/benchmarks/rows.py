@@ -63,13 +63,17 @@ def compare(
     return ratio(case, peer, goal, seconds[ours], seconds[theirs], note)
 
 
-def ratio(case: str, peer: str, goal: float, ours: Sequence[float], theirs: Sequence[float], note: str = "") -> Row:
-    """The row of seconds that were taken round by round in turn."""
+def ratio(
+    case: str, peer: str, goal: float | None, ours: Sequence[float], theirs: Sequence[float], note: str = ""
+) -> Row:
+    """The row of seconds that were taken round by round in turn; without a goal it is only reported."""
     ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
     value = statistics.median(ratios)
     times = f"{statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s"
     note = "; ".join(part for part in (times, note) if part)
-    return Row(case, peer, f"at least {goal:g}", value, min(ratios), max(ratios), "ratio", value >= goal, note)
+    asked = "-" if goal is None else f"at least {goal:g}"
+    reached = None if goal is None else value >= goal
+    return Row(case, peer, asked, value, min(ratios), max(ratios), "ratio", reached, note)
 
 
 def timed(action: Callable[[], None]) -> float:
@@ -93,6 +97,12 @@ def show(title: str, rows: Sequence[Row]) -> None:
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
+def described_row(row: Row) -> dict[str, Any]:
+    """The row as plain values; a ratio also goes by names of its own."""
+    ratios = {"ratio_median": row.value, "ratio_min": row.low, "ratio_max": row.high}
+    return asdict(row) | (ratios if row.unit == "ratio" else {})
+
+
 def save(path: Path, subject: str, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
     """Write the rows as JSON, with what they were measured on."""
     described = {
@@ -103,9 +113,9 @@ def save(path: Path, subject: str, rows: Sequence[Row], settings: Mapping[str, A
             "system": platform.system(),
             "python": platform.python_version(),
         }
-        | {name: version(name) for name in ("torch", "numpy", "pillow")},
+        | {name: version(name) for name in ("torch", "numpy", "pillow", "transformers")},
         "settings": dict(settings),
-        "rows": [asdict(row) for row in rows],
+        "rows": [described_row(row) for row in rows],
     }
     try:
         write_whole(path, (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode())

@@ -7,7 +7,7 @@ from torch.nn import functional
 from mentor.nn import packed
 from mentor.nn.packed import Int8Linear, PackedLinear, WeightOnlyInt8Linear, has_fast_int8, pack_product
 
-ROWS = (1, 2, 3, 4, 5, 8, 17, 40)
+ROWS = (1, 2, 3, 4, 5, 8, 17, 40, 65, 300)
 needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason="the processor has no products of 8-bit integers")
 
 
@@ -29,7 +29,7 @@ def test_packed_float32_is_the_plain_product(shape: tuple[int, int], rows: int) 
     ids=["fp32", "bf16", "int8"],
 )
 def test_a_row_is_the_same_in_any_company(make) -> None:
-    layer, x = make(torch.randn(640, 512)), torch.randn(40, 512)
+    layer, x = make(torch.randn(640, 512)), torch.randn(300, 512)
     # One row is louder than all others: what is scaled by the whole batch would lose the rest.
     x[7] *= 1000
     whole = layer(x)
@@ -65,6 +65,20 @@ def test_weights_alone_in_eight_bits_come_within_a_hundredth() -> None:
     layer = WeightOnlyInt8Linear(weight)
     assert layer.weight.dtype == torch.int8
     assert (layer(x) - expected).norm() < 0.01 * expected.norm()
+
+
+def test_few_numbers_of_rows_are_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, met = PackedLinear(torch.randn(24, 32), torch.float32), set()
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def watched(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        met.add(len(x))
+        return product(x, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", watched)
+    for rows in range(1, 700):
+        layer(torch.zeros(rows, 32))
+    assert len(met) <= 22, met
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
