@@ -22,6 +22,7 @@ from mentor.evaluation.curves import find_runs, read_run
 from mentor.evaluation.headlines import HEADLINES
 from mentor.evaluation.pictures import contact_sheet
 from mentor.evaluation.report import About, render_report, shown
+from mentor.models.packing import choose_precision, pack
 
 USAGE = """python -m mentor.evaluate model=DIR data=DIR output=DIR [key=value ...]
 
@@ -92,6 +93,7 @@ def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig)
         "recipe": shards.manifest["recipe"].get("name", "?"),
         "fingerprint of the data": shards.fingerprint,
         "seed": config.seed,
+        "precision of the generator's weights": choose_precision(config.precision, contestant.device),
     }
     if contestant.generator is not None:
         for task in config.tasks:
@@ -134,6 +136,9 @@ def run(config: EvaluationConfig, command: str) -> Results:
     folders = find_runs(Path(config.model)) if config.runs is None else [Path(run) for run in config.runs]
     runs = [read_run(folder) for folder in folders]
     check_output(output)
+    facts = describe(contestant, shards, config)
+    if contestant.generator is not None:
+        pack(contestant.generator, choose_precision(config.precision, contestant.device))
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
@@ -148,7 +153,7 @@ def run(config: EvaluationConfig, command: str) -> Results:
     about = About(
         title=f"mentor: {contestant.folder}",
         command=command,
-        facts=describe(contestant, shards, config),
+        facts=facts,
         runs=runs,
         shown=config.shown,
         extremes=config.extremes,

@@ -4,7 +4,8 @@ from pydantic import Field
 
 from mentor.config import Config
 from mentor.data.tasks import TASKS
-from mentor.sampling import SamplingConfig
+from mentor.decoding.settings import SamplingConfig
+from mentor.models.packing import PrecisionChoice
 
 
 class Counts(Config):
@@ -45,6 +46,7 @@ class EvaluationConfig(Config):
         shown: examples of each task in the report, besides the best and the worst.
         extremes: best and worst examples of each task in the report.
         device: cpu or cuda.
+        precision: of the generator's weights; fp32 is what was trained, the others are faster.
         seconds_before: time that was spent before, on training for example; `seconds/total` counts it in.
     """
 
@@ -64,6 +66,7 @@ class EvaluationConfig(Config):
     shown: int = Field(ge=0)
     extremes: int = Field(ge=0)
     device: str
+    precision: PrecisionChoice
     seconds_before: float = Field(ge=0)
 
     @property

@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         if x.device.type == "cpu" and torch.is_grad_enabled():
             return FewPassesRMSNorm.apply(x.float(), self.weight, self.eps).to(x.dtype)
         if x.device.type == "cpu":
-            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+            return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -149,10 +149,14 @@ def pack_product(weight: Float[Tensor, "n m"], precision: Precision) -> nn.Modul
                 raise UserError("precision int8 needs a processor with VNNI and torch's quantized products: take bf16")
             return Int8Linear(weight)
         return PackedLinear(weight, torch.bfloat16 if precision == "bf16" else torch.float32)
-    if precision != "fp32":
-        weight = weight.bfloat16()
+    return gpu_product(weight, precision)
+
+
+def gpu_product(weight: Float[Tensor, "n m"], precision: Precision) -> nn.Module:
+    """The product with `weight` as GPUs are fastest with."""
+    weight = weight.detach() if precision == "fp32" else weight.detach().bfloat16()
     if precision == "int8":
         return WeightOnlyInt8Linear(weight)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     return layer
