@@ -77,7 +77,7 @@ def sample(
             drawn = dict(_speculate(decoder, enumerate(pictures), len(pictures), config, filters, on_step))
             ids = torch.stack([drawn[index] for index in range(len(pictures))])
         else:
-            ids = _Batch(decoder, pictures, config, filters).run(on_step, watch)
+            ids = _make_batch(decoder, pictures, config, processors).run(on_step, watch)
     return rearrange(ids, "b (gy gx) -> b gy gx", gy=decoder.spec.grid[0])
 
 
@@ -115,7 +115,7 @@ def stream(
                 yield request, rearrange(ids, "(gy gx) -> gy gx", gy=side)
             return
         while batch := list(islice(pictures, slots)):
-            drawn = _Batch(decoder, [picture for _, picture in batch], config, filters).run(on_step, watch)
+            drawn = _make_batch(decoder, [picture for _, picture in batch], config, processors).run(on_step, watch)
             for (request, _), ids in zip(batch, drawn, strict=True):
                 yield request, rearrange(ids, "(gy gx) -> gy gx", gy=side)
 
@@ -142,6 +142,19 @@ def _read_ahead(
         yield request, _Picture(request.seed, prompts)
 
 
+def _make_batch(
+    decoder: Decoder, pictures: Sequence[_Picture], config: SamplingConfig, processors: Sequence[LogitsProcessor]
+) -> "_Batch":
+    """A batch of these pictures; on a GPU the last one again if they fit, since its steps are recorded already."""
+    kept = decoder.kept
+    if isinstance(kept, _Batch) and not processors and kept.config == config and kept.fits(pictures):
+        kept.begin(pictures)
+        return kept
+    batch = _Batch(decoder, pictures, config, [*processors, *standard_processors(config)])
+    decoder.kept = batch if decoder.records and not processors else None
+    return batch
+
+
 class _Batch:
     """Pictures that are drawn token by token, all at the same place.
 
@@ -156,16 +169,35 @@ class _Batch:
         self, decoder: Decoder, pictures: Sequence[_Picture], config: SamplingConfig, filters: Sequence[LogitsProcessor]
     ) -> None:
         self.decoder, self.config, self.filters = decoder, config, filters
+        self.graphs = GraphRunner(decoder.device) if decoder.device.type == "cuda" else None
         self.tokens = decoder.spec.tokens
         self.span = guided_span(config, self.tokens) if config.parts > 1 else (0, 0)
         parts = list(zip(*(picture.prompts for picture in pictures), strict=True))
         self.parts = parts if self.span[0] < self.span[1] else parts[:1]
-        groups = [_sharing(part) for part in self.parts]
-        self.cache = decoder.make_cache(
-            [part[:: shared or 1] for part, shared in zip(self.parts, groups, strict=True)], self.tokens, groups
-        )
+        self.sharing = [_sharing(part) for part in self.parts]
+        self.cache = decoder.make_cache(self._prefixes(), self.tokens, self.sharing)
         self.ids = torch.zeros(len(pictures), self.tokens, dtype=torch.long, device=decoder.device)
         self.draws = uniforms([picture.seed for picture in pictures], self.tokens, decoder.device)
+
+    def _prefixes(self) -> list[list[Prefilled]]:
+        """For each block of the cache the prompt of each row, or of each group of rows that share one."""
+        return [list(part[:: shared or 1]) for part, shared in zip(self.parts, self.sharing, strict=True)]
+
+    def fits(self, pictures: Sequence[_Picture]) -> bool:
+        """Whether these pictures could take the place of those that are here."""
+        parts = list(zip(*(picture.prompts for picture in pictures), strict=True))[: len(self.parts)]
+        if len(pictures) != len(self.ids) or [_sharing(part) for part in parts] != self.sharing:
+            return False
+        pairs = zip(self.cache.blocks, parts, strict=True)
+        return all(prompt.cache.length <= block.prefix for block, part in pairs for prompt in part)
+
+    def begin(self, pictures: Sequence[_Picture]) -> None:
+        """Take other pictures, that fit, into the very tensors of those that are here."""
+        self.parts = list(zip(*(picture.prompts for picture in pictures), strict=True))[: len(self.parts)]
+        for block, prompts in zip(self.cache.blocks, self._prefixes(), strict=True):
+            for group, prompt in enumerate(prompts):
+                block.enter(group, prompt.cache)
+        self.draws.copy_(uniforms([picture.seed for picture in pictures], self.tokens, self.decoder.device))
 
     def run(self, on_step: OnStep | None, watch: Watch | None) -> Int[Tensor, "b t"]:
         """All codes."""
@@ -173,7 +205,6 @@ class _Batch:
         guided = first == 0 < last
         logits = [torch.stack([prompt.logits for prompt in part]) for part in self.parts[: None if guided else 1]]
         self.choose(logits, 0)
-        graphs = GraphRunner(self.decoder.device) if self.decoder.device.type == "cuda" else None
         for position in range(self.tokens):
             if position:
                 if position == first > 1 and len(self.parts) > 1:
@@ -181,16 +212,16 @@ class _Batch:
                     blocks = BlockCache(self.cache.blocks[1:])
                     self.decoder.step(self.ids[:, : position - 1], 0, blocks, position - 1, tail=1)
                 guided = first <= position < last
-                if graphs is None:
+                if self.graphs is None:
                     self.step(position, guided, position)
                 else:
-                    end = graphs.reach(position, self.tokens)
-                    graphs.run((guided, end), lambda at, g=guided, e=end: self.step(at, g, e), position)
+                    end = self.graphs.reach(position, self.tokens)
+                    self.graphs.run((guided, end), lambda at, g=guided, e=end: self.step(at, g, e), position)
             if on_step is not None:
                 on_step(position + 1, self.tokens)
             if watch is not None:
                 watch(self.ids, position + 1)
-        return self.ids
+        return self.ids.clone()
 
     def step(self, position: int | Int[Tensor, "1"], guided: bool, end: int) -> None:
         """Choose the token at `position`, from the one before; `end` tokens are read."""

@@ -45,6 +45,9 @@ class Decoder:
             self.places = generator.place(nowhere, cells)[0]
             self.rotary = generator.backbone.rotary(generator.coordinates(cells, 0))[0, 0]
         self._null: Prefilled | None = None
+        # On a GPU a batch records its steps, and the next one like it is drawn in the same tensors.
+        self.records = self.device.type == "cuda"
+        self.kept: object = None
 
     @property
     def null(self) -> Prefilled:

@@ -120,8 +120,7 @@ class KVCache:
         seen = torch.arange(self.end, device=device) <= last
         starts = rearrange(self.starts, "b -> b 1 1 1")
         if self.shared:
-            hidden = torch.arange(self.prefix, device=device) < starts
-            self.prefix_mask = hidden if self.padded else None
+            self.prefix_mask = torch.arange(self.prefix, device=device) < starts
         else:
             seen = seen & (torch.arange(self.end, device=device) >= starts)
         kind = self.keys[0].dtype

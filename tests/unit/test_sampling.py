@@ -310,3 +310,19 @@ def test_inversion_equals_a_running_sum() -> None:
 def test_settings_out_of_range_are_refused(setting: str, value: float, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         SamplingConfig(**{setting: value})
+
+
+@pytest.mark.parametrize("options", [{"guidance": 2.0}, {"guidance": 2.0, "guidance_images": 1.5}, {"guidance": 1.0}])
+def test_a_batch_that_is_kept_draws_other_pictures_as_a_new_one_would(generator: Generator, options: dict) -> None:
+    config, decoder = SamplingConfig(**options), Decoder(generator)
+    decoder.records = True
+    kept = []
+    for prompts in ([LONGER, LONGER], [LONG, LONG], [FULL, FULL], [LONGER, FULL], [RED, LONG], [RED, RED, RED]):
+        drawn = sample(decoder, condition(*prompts), range(5, 5 + len(prompts)), config)
+        assert torch.equal(drawn, sample(generator, condition(*prompts), range(5, 5 + len(prompts)), config))
+        kept.append(decoder.kept)
+    assert kept[3] is kept[4], "no longer than what was there"
+    assert len({id(batch) for batch in kept[2:]}) == 3, "a longer prompt and another number need new tensors"
+    assert options != {"guidance": 2.0} or kept[0] is kept[1], "what rows share is replaced too"
+    processed = sample(decoder, condition(RED), [0], config, [lambda logits: logits * 0])
+    assert decoder.kept is None and processed.shape == (1, 3, 3)
