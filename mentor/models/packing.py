@@ -37,6 +37,8 @@ def pack(generator: Generator, precision: Precision) -> Generator:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, pack_product(child.weight, precision))
+            elif isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
     generator.embedding.fix()
     generator.head.fix(lambda table: pack_product(table, precision))
     return generator

@@ -7,6 +7,7 @@ product stands in.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -59,13 +60,16 @@ class PackedLinear(nn.Module):
         self.dtype = dtype
         self.fills_blocks = weight.numel() >= LARGE
         weight = weight.detach().to(dtype)
-        self.is_packed = can_pack()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_ROWS) if self.is_packed else weight
+        self.product: Callable[..., Tensor] | None = None
+        self.packed = weight
+        if can_pack():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_ROWS)
+            self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         """The product."""
         flat = x.flatten(0, -2)
-        if not self.is_packed:
+        if self.product is None:
             y = F.linear(flat.to(self.dtype), self.packed)
         elif len(flat) > MOST_ROWS:
             y = torch.cat([self._product(part) for part in flat.split(MOST_ROWS)])
@@ -74,12 +78,13 @@ class PackedLinear(nn.Module):
         return y.float().view(*x.shape[:-1], -1)
 
     def _product(self, x: Float[Tensor, "b m"]) -> Float[Tensor, "b n"]:
+        assert self.product is not None
         rows = len(x)
         step = BLOCK_ROWS if rows <= FEW_ROWS else FEW_ROWS
         missing = -rows % step
         if missing and (rows > BLOCK_ROWS or self.fills_blocks):
             x = F.pad(x, (0, 0, 0, missing))
-        y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
+        y = self.product(x.to(self.dtype), self.packed, None, "none", [], "")
         return y[:rows] if len(x) > rows else y
 
 
@@ -98,13 +103,23 @@ class Int8Linear(nn.Module):
         pin = torch.zeros(1, weight.shape[1])
         pin[0, 0], pin[0, 1] = -1, 1
         self.register_buffer("pin", pin, persistent=False)
+        self.product = torch.ops.quantized.linear_dynamic.default
+        self._scaled: Tensor = pin
 
     def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         """The product."""
-        flat = x.reshape(-1, x.shape[-1])
-        scale = torch.linalg.vector_norm(flat, float("inf"), dim=-1, keepdim=True).clamp_(min=1e-20)
-        y = torch.ops.quantized.linear_dynamic(torch.cat((flat / scale, self.pin)), self.packed)
-        return (y[:-1] * scale).view(*x.shape[:-1], -1)
+        flat = x.flatten(0, -2)
+        rows = len(flat)
+        scale = flat.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-20)
+        if rows > FEW_ROWS:
+            scaled = torch.cat((flat / scale, self.pin))
+        else:
+            # The steps of decoding find the same room again, with the pin in it.
+            if len(self._scaled) != rows + 1:
+                self._scaled = self.pin.repeat(rows + 1, 1)
+            scaled = self._scaled
+            torch.div(flat, scale, out=scaled[:rows])
+        return self.product(scaled, self.packed)[:rows].mul_(scale).view(*x.shape[:-1], -1)
 
 
 class WeightOnlyInt8Linear(nn.Module):
