@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from mentor.errors import UserError
 
 METADATA_KEY = "mentor"
 # What a picture follows from, as its metadata call it. The model's folder and the version may be others.
-CAUSES = ("prompt", "sampling", "size", "seed", "images", "fingerprint")
+CAUSES = ("prompt", "sampling", "size", "seed", "images", "fingerprint", "precision")
+# What older pictures do not say of themselves.
+UNSAID: dict[str, Any] = {"precision": "fp32"}
+UNSAID_OF_SAMPLING: dict[str, Any] = {"guidance_interval": [0.0, 1.0], "speculative": 0}
 GIVE_OURS = "give a PNG that mentor.generate wrote"
 
 
@@ -70,9 +74,16 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         ) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove half-written pictures of processes that are no more; those of others are their own business."""
+def remove_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
+    """Remove half-written pictures of processes that are no more; those of others are their own business.
+
+    Args:
+        folder: where to look.
+        names: files whose halves may go, where another machine's processes may be writing others; None is all.
+    """
     for partial in folder.glob("*.png.*.partial"):
+        if names is not None and partial.name.rsplit(".", 2)[0] not in names:
+            continue
         try:
             os.kill(int(partial.name.split(".")[-2]), 0)
         except ProcessLookupError:
@@ -103,7 +114,7 @@ def is_finished(path: Path, about: dict[str, Any], overwrite: bool) -> bool:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a generated PNG says of how it was made.
+    """What a generated PNG says of how it was made, with what older ones leave unsaid.
 
     Raises:
         UserError: the file is no picture, or no picture of ours.
@@ -117,6 +128,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {GIVE_OURS}") from error
     wanted = {"prompt", "sampling", "seed", "images", "model", "fingerprint"}
-    if not isinstance(settings, dict) or not wanted <= settings.keys():
+    if not isinstance(settings, dict) or not wanted <= settings.keys() or not isinstance(settings["sampling"], dict):
         raise UserError(f"{path} has no record of how it was made: {GIVE_OURS}")
-    return settings
+    return UNSAID | settings | {"sampling": UNSAID_OF_SAMPLING | settings["sampling"]}

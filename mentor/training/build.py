@@ -48,10 +48,11 @@ def build_module(config: TrainConfig, datamodule: TrainingData) -> TrainingModul
                 )
             return _image_tokenizer_module(config)
         case AlignmentTraining():
-            return _generator_module(config, *_aligned(config, datamodule), datamodule)
+            generator, image_tokenizer, release = _aligned(config, datamodule)
+            return _generator_module(config, generator, image_tokenizer, datamodule, release)
         case TuningTraining():
             release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
-            return _generator_module(config, release.generator, release.image_tokenizer, datamodule)
+            return _generator_module(config, release.generator, release.image_tokenizer, datamodule, release)
         case _:
             assert_never(config)
 
@@ -70,15 +71,15 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     return ImageTokenizerModule(tokenizer.train(), config.loss, config.optimizer, settings.max_steps, config.seed)
 
 
-def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer]:
-    """The generator that stage 1 begins with, and its image tokenizer."""
+def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer, Release | None]:
+    """The generator that stage 1 begins with, its image tokenizer, and the release it is from, if it is from one."""
     _require_folder(config.image_tokenizer_from, "image_tokenizer_from", f"stage=tokenizer experiment={config.name}")
     image_tokenizer = load_image_tokenizer(Path(config.image_tokenizer_from))
     if config.init_from is None:
         captions = datamodule.captions(CAPTIONS)
         text_tokenizer = TextTokenizer.train(captions, config.conditioner.text_vocab_size)
         spec = code_spec(image_tokenizer, config.data.image_size)
-        return build_generator(config.generator, text_tokenizer, spec, image_tokenizer.codebook), image_tokenizer
+        return build_generator(config.generator, text_tokenizer, spec, image_tokenizer.codebook), image_tokenizer, None
     release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
     check_same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump())
     theirs, ours = weights_fingerprint(release.image_tokenizer), weights_fingerprint(image_tokenizer)
@@ -87,11 +88,15 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
             f"init_from {config.init_from} was trained with image tokenizer {theirs}, but image_tokenizer_from "
             f"{config.image_tokenizer_from} is {ours}: say image_tokenizer_from={config.init_from}/image_tokenizer"
         )
-    return release.generator, image_tokenizer
+    return release.generator, image_tokenizer, release
 
 
 def _generator_module(
-    config: GeneratorTraining, generator: Generator, image_tokenizer: ImageTokenizer, datamodule: TrainingData
+    config: GeneratorTraining,
+    generator: Generator,
+    image_tokenizer: ImageTokenizer,
+    datamodule: TrainingData,
+    earlier: Release | None,
 ) -> GeneratorModule:
     spec = code_spec(image_tokenizer, config.data.image_size)
     check_size(config.data.image_size, spec, generator.spec.grid, image_tokenizer.factor)
@@ -107,6 +112,8 @@ def _generator_module(
         config.trainer.max_steps,
         datamodule.config.tasks,
         config.seed,
+        # A release that does not say is taken for trained, as drawing takes it.
+        earlier is not None and earlier.config.get("training", {}).get("null_condition_trained", True),
     )
 
 

@@ -45,6 +45,7 @@ class GeneratorModule(lightning.LightningModule):
         updates: optimizer updates that the training takes in all.
         tasks: every task that a batch may have.
         seed: of the dropping of conditions.
+        null_before: whether what the generator starts from has met the null condition in its own training.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class GeneratorModule(lightning.LightningModule):
         updates: int,
         tasks: Sequence[str],
         seed: int,
+        null_before: bool = False,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.objective = objective
+        self.null_trained = null_before or objective.guidance.everything > 0
         self.metrics: dict[str, float] = {}
         self._frozen = Frozen(image_tokenizer)
         self._optimizer = optimizer

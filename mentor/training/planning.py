@@ -12,13 +12,14 @@ from mentor.data.mixture import PERIOD, thousandths
 from mentor.data.order import check_share
 from mentor.data.streammodule import StreamModule, TrainingData, open_data
 from mentor.errors import check_output
+from mentor.memory import free_memory
 from mentor.training.blueprint import Blueprint, draw_blueprint
 from mentor.training.config import TrainBase, TrainConfig
 from mentor.training.demand import Demand, Load, estimate_demand, process_load
 from mentor.training.folder import RunFolder, inspect_folder, refuse_used
 from mentor.training.memory import States, checkpoint_bytes, count_states, release_bytes
 from mentor.training.processes import Place
-from mentor.training.rehearsal import bare_trainer, free_memory, measure_step
+from mentor.training.rehearsal import bare_trainer, measure_step
 from mentor.training.run import say_anywhere
 from mentor.training.sharding import check_sharding
 from mentor.training.trainer import set_threads

@@ -1,6 +1,5 @@
 """A few real training steps that leave nothing behind, to see how long one takes here."""
 
-import os
 import statistics
 import time
 from typing import Any
@@ -61,16 +60,6 @@ def bare_trainer(config: TrainBase, devices: int, callbacks: list[Callback]) -> 
         )
     except MisconfigurationException as error:
         raise wrong_machine(own, devices, error) from error
-
-
-def free_memory(accelerator: bool) -> int:
-    """Bytes that a process could take here, on the accelerator or in main memory; 0 where that cannot be told."""
-    if accelerator:
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
 
 
 class Stopwatch(Callback):

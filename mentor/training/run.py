@@ -262,9 +262,12 @@ def write_release(config: TrainBase, session: Session, datamodule: TrainingData)
     module = session.module
     rows = session.samples.rows(module)
     settings = flatten(config.model_dump(mode="json"))
+    facts = {name: value for name, value in settings.items() if name not in ("run.dir", "resume")}
+    if isinstance(module, GeneratorModule):
+        facts["null_condition_trained"] = module.null_trained
     card = Card(
         title=title(config),
-        training={name: value for name, value in settings.items() if name not in ("run.dir", "resume")},
+        training=facts,
         metrics=module.metrics,
         data={"root": config.data.places, "fingerprint": ", ".join(datamodule.fingerprints)},
         samples=draw_grid(rows) if rows else None,

@@ -115,11 +115,39 @@ def damaged_weights(place: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def no_guidance(place: Path) -> None:
+    path = place / "releases" / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"training": {"null_condition_trained": False}}))
+
+
+def prompts(*lines: str) -> Callable[[Path], None]:
+    """Damage that is a prompt file of these lines."""
+
+    def write(place: Path) -> None:
+        (place / "prompts.jsonl").write_text("\n".join(lines))
+
+    return write
+
+
+def no_guidance_for_a_line(place: Path) -> None:
+    no_guidance(place)
+    prompts('{"prompt": "a", "guidance": 2}')(place)
+
+
+def another_job(place: Path) -> None:
+    prompts('{"prompt": "a circle"}')(place)
+    (place / "out").mkdir()
+    job = {"format": "mentor batch job", "version": 1, "prompts": "0", "seeds": "0", "sampling": "0"}
+    (place / "out" / "job.json").write_text(json.dumps(job | {"model": "0123456789abcdef", "precision": "fp32"}))
+
+
 SHARDS = ("tools/make_shards.py",)
 TRAIN = ("-m", "mentor.train")
 TOKENIZER = (*TRAIN, "stage=tokenizer", *SHORT)
 STAGE1 = (*TRAIN, "stage=1", *SHORT, "image_tokenizer_from=releases/tokenizer")
 DRAW = ("-m", "mentor.generate", "--model", "releases/model", "--output", "out")
+BATCH = (*DRAW, "--prompts", "prompts.jsonl")
 EVALUATE = ("-m", "mentor.evaluate")
 SOUND = ("model=releases/model", "data=data/shapes", "output=out")
 
@@ -156,6 +184,59 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "no prompt": (nothing, DRAW, ("prompt",)),
     "prompt that does not fit": (nothing, (*DRAW, "word " * 2000), ("2",)),
     "guidance out of range": (nothing, (*DRAW, "a circle", "--guidance", "-1"), ("guidance",)),
+    "temperature below 0": (nothing, (*DRAW, "a circle", "--temperature", "-0.1"), ("temperature -0.1", "greedy")),
+    "temperature that is no number": (nothing, (*DRAW, "a circle", "--temperature", "nan"), ("temperature nan",)),
+    "top-p of 0": (nothing, (*DRAW, "a circle", "--top-p", "0"), ("top_p 0.0", "at most 1")),
+    "top-p above 1": (nothing, (*DRAW, "a circle", "--top-p", "1.5"), ("top_p 1.5", "at most 1")),
+    "top-k below 0": (nothing, (*DRAW, "a circle", "--top-k", "-1"), ("top_k -1", "all tokens")),
+    "seed below 0": (nothing, (*DRAW, "a circle", "--seed", "-1"), ("seed -1",)),
+    "no batch": (nothing, (*DRAW, "a circle", "--batch-size", "0"), ("batch_size 0", "at least 1")),
+    "speculative below 0": (nothing, (*DRAW, "a circle", "--speculative", "-1"), ("speculative -1", "0 (off)")),
+    "unknown precision": (nothing, (*DRAW, "a circle", "--precision", "fp8"), ("--precision", "fp8", "bf16")),
+    "guidance of a model never trained for it": (
+        no_guidance,
+        (*DRAW, "a circle", "--guidance", "3"),
+        ("guidance 3", "releases/model", "objective.guidance.everything=0", "take guidance 1"),
+    ),
+    "missing prompt file": (nothing, BATCH, ("prompts.jsonl", "No such file")),
+    "prompt file without lines": (prompts("", ""), BATCH, ("prompts.jsonl", "has no line")),
+    "prompt line that is no JSON": (
+        prompts('{"prompt": "a"}', "", "a circle"),
+        BATCH,
+        ("prompts.jsonl line 3: is not JSON", "column 1"),
+    ),
+    "typo in a prompt line": (prompts('{"prompts": "a"}'), BATCH, ("prompts.jsonl line 1: ", "prompts", "prompt")),
+    "missing image of a prompt line": (
+        prompts('{"prompt": "a"}', '{"prompt": "<image>", "images": ["blue.png"]}'),
+        BATCH,
+        ("prompts.jsonl line 2: no image file", "blue.png"),
+    ),
+    "corrupt image of a prompt line": (
+        prompts('{"prompt": "<image>", "images": ["file"]}'),
+        BATCH,
+        ("prompts.jsonl line 1: ", "file", "PNG"),
+    ),
+    "prompt lines of one name": (
+        prompts('{"prompt": "a", "name": "x"}', '{"prompt": "b", "name": "x"}'),
+        BATCH,
+        ("prompts.jsonl line 2: ", "x", "line 1"),
+    ),
+    "prompt line that does not fit": (
+        prompts(json.dumps({"prompt": "word " * 2000})),
+        BATCH,
+        ("prompts.jsonl line 1: ", "prefix tokens"),
+    ),
+    "guidance of a line and a model never trained for it": (
+        no_guidance_for_a_line,
+        (*BATCH, "--guidance", "1"),
+        ("prompts.jsonl line 1: guidance 2",),
+    ),
+    "prompts and a prompt": (nothing, (*BATCH, "a circle", "--grid"), ("--prompts", "a prompt, --grid")),
+    "prompts and a number of pictures": (nothing, (*BATCH, "--num-images", "2"), ("--prompts", "--num-images")),
+    "prompts and an image": (nothing, (*BATCH, "--image", "red.png"), ("--prompts", "--image")),
+    "prompts and a picture to make again": (nothing, (*BATCH, "--from-png", "x.png"), ("--prompts", "--from-png")),
+    "prompts without a model": (nothing, (*DRAW[:2], "--prompts", "prompts.jsonl"), ("--prompts", "--model")),
+    "the folder of another job": (another_job, BATCH, ("out holds another job", "prompts", "model", "--output")),
     "output of shards under a file": (nothing, (*SHARDS, "shapes", "limit=20", "output=file/x"), ("file/x",)),
     "output of training under a file": (nothing, (*TOKENIZER, "run.dir=file/x"), ("file/x",)),
     "output of generate under a file": (nothing, (*DRAW[:-1], "file/x", "a circle"), ("file/x",)),

@@ -1,12 +1,15 @@
 """The Python API and the command line of generation, on a small random model."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from batchjobs import watch_batches
 from PIL import Image
 from tiny import tiny_generator, tiny_image_tokenizer
 
+from mentor.data.pictures import is_finished
 from mentor.errors import UserError
 from mentor.generate import (
     Model,
@@ -22,7 +25,6 @@ from mentor.generate import (
     to_reference,
 )
 from mentor.models.checkpoint import Card, save_generator
-from mentor.sampling import sample
 
 PROMPT = "The mug in <image>.\n a red mug"
 
@@ -107,7 +109,7 @@ def test_command_line_writes_pictures_and_a_grid(folder: Path, reference: Path, 
 def test_an_impossible_output_is_refused_before_anything_is_drawn(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mentor.generate.draw", lambda *_, **__: pytest.fail("drew"))
+    monkeypatch.setattr("mentor.drawing.jobs.draw", lambda *_, **__: pytest.fail("drew"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file; choose another folder"):
         main(["a red mug", "--model", str(folder), "--output", str(tmp_path / "file" / "below")])
@@ -149,6 +151,36 @@ def test_another_model_is_refused_for_from_png(model: Model, folder: Path, tmp_p
         regenerate(tmp_path / "x.png", model)
 
 
+def test_another_precision_is_refused_for_from_png(model: Model, folder: Path, tmp_path: Path) -> None:
+    other = {"fp32": "bf16", "bf16": "fp32"}[model.precision]
+    save_picture(generate(load(folder, precision=other), "a red mug")[0], tmp_path / "x.png")
+    with pytest.raises(UserError, match=f"made in precision {other}, the model is open in {model.precision}"):
+        regenerate(tmp_path / "x.png", model)
+    assert regenerate(tmp_path / "x.png").tobytes() == Image.open(tmp_path / "x.png").tobytes()
+
+
+def test_settings_of_every_kind_come_back_from_the_metadata(model: Model, folder: Path, tmp_path: Path) -> None:
+    settings = {"guidance_images": 1.5, "guidance_interval": (0.25, 0.75), "top_k": 5, "speculative": 4}
+    picture = generate(model, "a red mug", seed=3, **settings)[0]
+    save_picture(picture, tmp_path / "x.png")
+    found = read_metadata(tmp_path / "x.png")["sampling"]
+    assert {name: found[name] for name in settings} == settings | {"guidance_interval": [0.25, 0.75]}
+    assert regenerate(tmp_path / "x.png").tobytes() == picture.tobytes()
+
+
+def test_what_older_pictures_leave_unsaid_is_as_it_was_then(model: Model, folder: Path, tmp_path: Path) -> None:
+    picture = generate(load(folder, precision="fp32"), "a red mug")[0]
+    about = json.loads(picture.info["mentor"])
+    older = {name: value for name, value in about.items() if name != "precision"}
+    older["sampling"] = {name: about["sampling"][name] for name in ("guidance", "guidance_images", "temperature")}
+    older["sampling"] |= {"top_k": 0, "top_p": 1.0}
+    picture.info["mentor"] = json.dumps(older)
+    save_picture(picture, tmp_path / "x.png")
+    assert is_finished(tmp_path / "x.png", about, overwrite=False)
+    with pytest.raises(UserError, match=r"another picture \(precision differ\)"):
+        is_finished(tmp_path / "x.png", about | {"precision": "bf16"}, overwrite=False)
+
+
 def test_a_png_without_metadata_is_refused(reference: Path) -> None:
     with pytest.raises(UserError, match="no record of how it was made"):
         read_metadata(reference)
@@ -188,6 +220,12 @@ def test_progress_counts_every_token(model: Model) -> None:
     assert calls[-1] == (32, 32) and len(calls) == 16
 
 
+def test_progress_never_falls_where_several_tokens_are_tried_at_once(model: Model) -> None:
+    calls: list[tuple[int, int]] = []
+    generate(model, "a mug", num_images=5, batch_size=2, speculative=4, on_step=lambda *done: calls.append(done))
+    assert calls[-1] == (5 * 16, 5 * 16) and [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
 def test_the_size_of_batches_changes_nothing_but_when_pictures_come(model: Model) -> None:
     together = generate(model, "a mug", num_images=5, seed=3)
     calls: list[tuple[int, int]] = []
@@ -201,12 +239,7 @@ def test_what_is_drawn_later_shares_its_batch_with_those_it_would_have_shared_it
 ) -> None:
     job = plan(model, "a mug", (), 8, 0, 3, guidance=2.0)
     drawn = []
-
-    def watched(generator: object, condition: object, seeds: range, *rest: object, **settings: object) -> object:
-        drawn.append(list(seeds))
-        return sample(generator, condition, seeds, *rest, **settings)
-
-    monkeypatch.setattr("mentor.generate.sample", watched)
+    watch_batches(monkeypatch, lambda config, batch: drawn.append([request.seed for request in batch]))
     calls: list[tuple[int, int]] = []
     later = dict(draw(job, {4, 7}, lambda *done: calls.append(done)))
     assert drawn == [[3, 4, 5], [6, 7]]

@@ -202,6 +202,19 @@ def test_the_folder_of_another_run_is_refused(settings: Settings) -> None:
         train(settings("trainer.max_steps=1", "optimizer.lr=0.5"))
 
 
+def test_the_release_says_whether_the_null_condition_was_ever_trained(settings: Settings, tmp_path: Path) -> None:
+    def record(name: str, share: float, before: str = "") -> bool:
+        start = (f"init_from={tmp_path / before / 'release'}",) if before else ()
+        run = f"run.dir={tmp_path / name}"
+        train(settings("trainer.max_steps=1", "ema=null", f"objective.guidance.everything={share}", run, *start))
+        return load_generator(tmp_path / name / "release").config["training"]["null_condition_trained"]
+
+    assert record("never", 0) is False
+    assert record("not_yet", 0, "never") is False
+    assert record("later", 0.1, "never") is True
+    assert record("before", 0, "later") is True
+
+
 def test_a_task_can_be_taken_out_of_the_mixture(settings: Settings) -> None:
     assert set(settings("data.mixture.segment=0").data.mixture) == {"reconstruct", "text_to_image"}
     assert set(settings("data.mixture.segment=null").data.mixture) == {"reconstruct", "text_to_image"}

@@ -1,0 +1,97 @@
+"""What is drawn with: a release folder, opened on a device in a precision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from mentor.decoding.settings import SamplingConfig
+from mentor.errors import UserError
+from mentor.models.checkpoint import Release, load_generator
+from mentor.models.decoder import Decoder
+from mentor.models.packing import PrecisionChoice, choose_precision, pack
+
+PRECISIONS: tuple[PrecisionChoice, ...] = get_args(PrecisionChoice)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A release folder, opened: what `generate` draws with.
+
+    Attributes:
+        precision: of the generator's weights.
+        decoder: the generator, ready to write codes.
+    """
+
+    release: Release
+    folder: Path
+    device: torch.device
+    precision: str
+    decoder: Decoder
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of the pictures, in pixels."""
+        return self.release.image_size
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one picture."""
+        return self.release.generator.spec.tokens
+
+
+def load(folder: str | Path, device: str = "cpu", precision: str = "auto") -> Model:
+    """The model in a release folder, ready to draw.
+
+    Args:
+        folder: the release folder of a generator.
+        device: where to draw, such as cpu or cuda.
+        precision: of the generator's weights: fp32 is what was trained, bf16 and int8 are faster where the processor
+            has them; auto takes the fastest that does no harm.
+
+    Raises:
+        UserError: the folder is not the release of a generator, the device is not there, or there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r}: choose {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    release = load_generator(Path(folder))
+    try:
+        place = torch.device(device)
+        release.generator.to(place)
+        release.image_tokenizer.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}): take cpu or cuda") from error
+    chosen = prepare(release, precision, place)
+    return Model(release, Path(folder), place, chosen, Decoder(release.generator))
+
+
+def prepare(release: Release, precision: str, device: torch.device) -> str:
+    """The precision that the generator computes in from now on; `auto` becomes the one that suits the device."""
+    chosen = choose_precision(cast(PrecisionChoice, precision), device)
+    pack(release.generator, chosen)
+    return chosen
+
+
+def check_guidance(model: Model, config: SamplingConfig) -> None:
+    """Nothing, where the model can be drawn from so.
+
+    Raises:
+        UserError: guidance is asked of a model that has never met a prompt of which nothing is left.
+    """
+    scales = [config.guidance, config.guidance if config.guidance_images is None else config.guidance_images]
+    if scales == [1, 1] or null_trained(model.release.config.get("training") or {}):
+        return
+    shown = f"guidance {config.guidance:g}" + (f" and guidance_images {scales[1]:g}" if scales[1] != scales[0] else "")
+    raise UserError(
+        f"{shown} needs a model that was trained with prompts left out, and {model.folder} was not "
+        f"(objective.guidance.everything=0): take guidance 1, for the images too"
+    )
+
+
+def null_trained(training: dict[str, Any]) -> bool:
+    """Whether a release's record of its training lets one think that the null condition was trained."""
+    # Records without the first entry say nothing of the training before, if there was one.
+    fresh = training.get("init_from") is None
+    known = not (fresh and training.get("objective.guidance.everything") == 0)
+    return bool(training.get("null_condition_trained", known))
