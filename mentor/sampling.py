@@ -18,7 +18,7 @@ from mentor.decoding.settings import SamplingConfig
 from mentor.decoding.speculative import Drafts, first_drafts, settle
 from mentor.models import Generator
 from mentor.models.decoder import Decoder, Prefilled
-from mentor.nn.cache import WORTHWHILE, BlockCache
+from mentor.nn.cache import WORTHWHILE
 
 OnStep = Callable[[int, int], None]
 Watch = Callable[[Int[Tensor, "b t"], int], None]
@@ -175,7 +175,9 @@ class _Batch:
         parts = list(zip(*(picture.prompts for picture in pictures), strict=True))
         self.parts = parts if self.span[0] < self.span[1] else parts[:1]
         self.sharing = [_sharing(part) for part in self.parts]
-        self.cache = decoder.make_cache(self._prefixes(), self.tokens, self.sharing)
+        # What is not guided all along has conditions that rest.
+        apart = self.span != (0, self.tokens) and len(self.parts) > 1
+        self.cache = decoder.make_cache(self._prefixes(), self.tokens, self.sharing, apart)
         self.ids = torch.zeros(len(pictures), self.tokens, dtype=torch.long, device=decoder.device)
         self.draws = uniforms([picture.seed for picture in pictures], self.tokens, decoder.device)
 
@@ -188,15 +190,14 @@ class _Batch:
         parts = list(zip(*(picture.prompts for picture in pictures), strict=True))[: len(self.parts)]
         if len(pictures) != len(self.ids) or [_sharing(part) for part in parts] != self.sharing:
             return False
-        pairs = zip(self.cache.blocks, parts, strict=True)
-        return all(prompt.cache.length <= block.prefix for block, part in pairs for prompt in part)
+        return self.cache.fits([max(prompt.cache.length for prompt in part) for part in parts])
 
     def begin(self, pictures: Sequence[_Picture]) -> None:
         """Take other pictures, that fit, into the very tensors of those that are here."""
         self.parts = list(zip(*(picture.prompts for picture in pictures), strict=True))[: len(self.parts)]
-        for block, prompts in zip(self.cache.blocks, self._prefixes(), strict=True):
+        for part, prompts in enumerate(self._prefixes()):
             for group, prompt in enumerate(prompts):
-                block.enter(group, prompt.cache)
+                self.cache.enter(part, group, prompt.cache)
         self.draws.copy_(uniforms([picture.seed for picture in pictures], self.tokens, self.decoder.device))
 
     def run(self, on_step: OnStep | None, watch: Watch | None) -> Int[Tensor, "b t"]:
@@ -209,8 +210,8 @@ class _Batch:
             if position:
                 if position == first > 1 and len(self.parts) > 1:
                     # The other conditions have not seen the tokens before the span.
-                    blocks = BlockCache(self.cache.blocks[1:])
-                    self.decoder.step(self.ids[:, : position - 1], 0, blocks, position - 1, tail=1)
+                    others = self.cache.conditions(1, self.cache.parts)
+                    self.decoder.step(self.ids[:, : position - 1], 0, others, position - 1, tail=1)
                 guided = first <= position < last
                 if self.graphs is None:
                     self.step(position, guided, position)
@@ -225,7 +226,7 @@ class _Batch:
 
     def step(self, position: int | Int[Tensor, "1"], guided: bool, end: int) -> None:
         """Choose the token at `position`, from the one before; `end` tokens are read."""
-        cache = self.cache if guided else BlockCache(self.cache.blocks[:1])
+        cache = self.cache if guided else self.cache.conditions(0, 1)
         before = position - 1
         if isinstance(before, Tensor):
             previous = self.ids.index_select(1, before)
@@ -233,7 +234,7 @@ class _Batch:
         else:
             previous = self.ids[:, before : before + 1]
         logits = self.decoder.step(previous, before, cache, end)[:, -1]
-        self.choose(logits.chunk(len(cache.blocks)), position)
+        self.choose(logits.chunk(cache.parts), position)
 
     def choose(self, parts: Sequence[Float[Tensor, "b v"]], position: int | Int[Tensor, "1"]) -> None:
         """Write the token at `position`, given its logits under each condition."""
@@ -363,7 +364,7 @@ class _Window(Generic[Key]):
         inputs = torch.cat((previous, self.drafts.ids), dim=1)
         end = max(self.settled) - 1 + self.count
         logits = self.decoder.step(inputs, settled - 1, self.cache, end)
-        predicted = self._predict(logits.chunk(len(self.cache.blocks)), settled)
+        predicted = self._predict(logits.chunk(self.cache.parts), settled)
         uniform = torch.stack([torch.rand(2 * self.count, generator=generator) for generator in self.generators])
         tokens, counts, self.drafts = settle(self.drafts, predicted, uniform.to(self.decoder.device))
         self.ids.scatter_(1, settled.unsqueeze(-1) + torch.arange(self.count, device=settled.device), tokens)
@@ -372,13 +373,13 @@ class _Window(Generic[Key]):
 
     def fits(self, picture: _Picture) -> bool:
         """Whether the cache has room for the picture's prompts."""
-        pairs = zip(self.cache.blocks, picture.prompts, strict=True)
-        return all(prompt.cache.length <= block.prefix for block, prompt in pairs)
+        return self.cache.fits([prompt.cache.length for prompt in picture.prompts])
 
     def enter(self, row: int, key: Key, picture: _Picture) -> None:
         """Begin another picture in the place of a finished one."""
         self.keys[row], self.settled[row] = key, 1
-        self.cache.enter(row, [prompt.cache for prompt in picture.prompts])
+        for part, prompt in enumerate(picture.prompts):
+            self.cache.enter(part, row, prompt.cache)
         ids, probabilities = self._begin(row, picture)
         self.drafts.ids[row], self.drafts.probabilities[row] = ids[0], probabilities[0]
 

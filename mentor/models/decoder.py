@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mentor.conditioning import Condition, Prefix
 from mentor.models.generator import Generator
-from mentor.nn.cache import BlockCache, KVCache, PrefixCache
+from mentor.nn.cache import WORTHWHILE, BlockCache, KVCache, PrefixCache
 from mentor.types import prompt_images
 
 
@@ -81,20 +81,23 @@ class Decoder:
         logits = self.generator.head(self.generator.backbone(x, rotary, None, cache, tail=1))[:, -1]
         return [Prefilled(cache.row(i), logits[i]) for i in range(len(rows))]
 
-    def make_cache(self, parts: Sequence[Sequence[Prefilled]], tokens: int, shared: Sequence[int]) -> BlockCache:
-        """An empty cache for rows behind the given prompts, block after block.
+    def make_cache(
+        self, parts: Sequence[Sequence[Prefilled]], tokens: int, shared: Sequence[int], apart: bool = False
+    ) -> BlockCache:
+        """An empty cache for rows behind the given prompts, condition after condition.
 
         Args:
-            parts: for each block the prompt of each row, or of each group of rows that share one.
+            parts: for each condition the prompt of each row, or of each group of rows that share one.
             tokens: how many tokens a row may get.
-            shared: for each block how many neighbouring rows share a prompt; 0: each has a copy.
+            shared: for each condition how many neighbouring rows share a prompt; 0: each has a copy.
+            apart: whether conditions must be able to go without the others.
         """
-        return BlockCache(
-            [
-                KVCache([prompt.cache for prompt in part], tokens, sharing)
-                for part, sharing in zip(parts, shared, strict=True)
-            ]
-        )
+        prefixes = [[prompt.cache for prompt in part] for part in parts]
+        lengths = [max(prefix.length for prefix in part) for part in prefixes]
+        if not apart and not any(shared) and max(lengths) - min(lengths) < WORTHWHILE:
+            return BlockCache([KVCache([prefix for part in prefixes for prefix in part], tokens)], len(parts))
+        blocks = [KVCache(part, tokens, sharing) for part, sharing in zip(prefixes, shared, strict=True)]
+        return BlockCache(blocks, len(parts))
 
     def step(
         self,
@@ -123,9 +126,9 @@ class Decoder:
         else:
             where = (positions + 1).unsqueeze(-1) + torch.arange(count, device=ids.device)
             where = where.clamp(max=self.spec.tokens - 1)
-            rotary = self.rotary[where].repeat(len(cache.blocks), 1, 1, 1)
+            rotary = self.rotary[where].repeat(cache.parts, 1, 1, 1)
         x = (self.generator.embedding(ids) + self.places[where]).to(self.dtype)
-        x = x.repeat(len(cache.blocks), 1, 1)
+        x = x.repeat(cache.parts, 1, 1)
         hidden = self.generator.backbone(x, rotary.unsqueeze(1), None, cache, tail)
         return self.generator.head(hidden)
 

@@ -194,17 +194,28 @@ class KVCache:
 
 
 class BlockCache:
-    """Caches one below the other, for blocks of rows whose prefixes differ too much to be padded to one length.
+    """The rows of several conditions, one condition's below the other's, in one cache or in a cache for each.
 
     Args:
-        blocks: the caches, all with the same number of rows.
+        blocks: a cache for each condition, all with the same number of pictures, or one with the rows of all.
+        parts: how many conditions there are.
     """
 
-    def __init__(self, blocks: Sequence[KVCache]) -> None:
+    def __init__(self, blocks: Sequence[KVCache], parts: int) -> None:
         self.blocks = list(blocks)
+        self.parts = parts
+
+    def conditions(self, first: int, last: int) -> "BlockCache":
+        """Some of the conditions alone, over the same memory; each must have a cache of its own."""
+        if last - first == self.parts:
+            return self
+        assert len(self.blocks) == self.parts, "these conditions are kept together"
+        return BlockCache(self.blocks[first:last], last - first)
 
     def place(self, positions: int | Int[Tensor, "b"], count: int, end: int) -> None:
-        """Say where the next tokens go, as in `KVCache.place`; row i of every block has position i."""
+        """Say where the next tokens go, as in `KVCache.place`; picture i has position i under every condition."""
+        if isinstance(positions, Tensor):
+            positions = positions.repeat(self.parts // len(self.blocks))
         for block in self.blocks:
             block.place(positions, count, end)
 
@@ -215,18 +226,27 @@ class BlockCache:
         keys: Float[Tensor, "b g n k"],
         values: Float[Tensor, "b g n k"],
     ) -> Float[Tensor, "b h q k"]:
-        """What the rows of each block gather from their own prefixes and tokens."""
+        """What the rows of each condition gather from their own prefixes and tokens."""
         if len(self.blocks) == 1:
             return self.blocks[0].attend(layer, queries, keys, values)
         parts = zip(self.blocks, *(part.chunk(len(self.blocks)) for part in (queries, keys, values)), strict=True)
         return torch.cat([block.attend(layer, *part) for block, *part in parts])
 
-    def enter(self, picture: int, prefixes: Sequence[PrefixCache]) -> None:
-        """Put a new picture's prefixes, one a block, in the place of another picture's."""
-        for block, prefix in zip(self.blocks, prefixes, strict=True):
-            block.enter(picture, prefix)
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether prefixes of these lengths, one for each condition, find room."""
+        blocks = self.blocks * (self.parts // len(self.blocks))
+        return all(length <= block.prefix for block, length in zip(blocks, lengths, strict=True))
+
+    def enter(self, part: int, group: int, prefix: PrefixCache) -> None:
+        """Put a prefix in the place of the one that a picture, or a group of pictures, has under a condition."""
+        if len(self.blocks) == self.parts:
+            self.blocks[part].enter(group, prefix)
+        else:
+            self.blocks[0].enter(part * (self.blocks[0].groups // self.parts) + group, prefix)
 
     def select(self, pictures: Int[Tensor, "n"]) -> None:
-        """Keep the given rows of every block, in the given order; a row may be repeated."""
+        """Keep the given pictures under every condition, in the given order; one may be repeated."""
         for block in self.blocks:
-            block.select(pictures)
+            parts = self.parts // len(self.blocks)
+            rows = block.groups // parts
+            block.select(torch.cat([pictures + part * rows for part in range(parts)]))

@@ -59,11 +59,15 @@ def test_rows_may_be_at_places_of_their_own_and_write_several_tokens(shared: int
             torch.testing.assert_close(out[row : row + 1, :, [ahead]], wanted)
 
 
-def test_rows_are_selected_copied_and_taken_by_others() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_are_selected_copied_and_taken_by_others(together: bool) -> None:
     prefixes = [make_prefix(length, length) for length in (4, 2, 3)]
-    cache = BlockCache([KVCache(prefixes, 2), KVCache(prefixes, 2)])
+    blocks = [KVCache(prefixes * 2, 2)] if together else [KVCache(prefixes, 2), KVCache(prefixes, 2)]
+    cache = BlockCache(blocks, 2)
     cache.select(torch.tensor([2, 0, 2]))
-    cache.enter(1, [prefixes[1], prefixes[1]])
+    for part in range(2):
+        cache.enter(part, 1, prefixes[1])
+    assert cache.fits([4, 4]) and not cache.fits([4, 5])
     order = [prefixes[2], prefixes[1], prefixes[2]]
     cache.place(0, 1, 1)
     k, v, q = (torch.randn(6, HEADS, 1, WIDTH) for _ in range(3))

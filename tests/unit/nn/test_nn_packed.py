@@ -71,6 +71,7 @@ def test_weights_alone_in_eight_bits_come_within_a_hundredth() -> None:
 def test_few_numbers_of_rows_are_met() -> None:
     layer, met = PackedLinear(torch.randn(24, 32), torch.float32), set()
     product = layer.product
+    assert product is not None
 
     def watched(x: torch.Tensor, *rest: object) -> torch.Tensor:
         met.add(len(x))
