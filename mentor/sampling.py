@@ -170,6 +170,7 @@ class _Batch:
     ) -> None:
         self.decoder, self.config, self.filters = decoder, config, filters
         self.graphs = GraphRunner(decoder.device) if decoder.device.type == "cuda" else None
+        self.recorded = torch.compile(self.step, fullgraph=True) if decoder.compiled else self.step
         self.tokens = decoder.spec.tokens
         self.span = guided_span(config, self.tokens) if config.parts > 1 else (0, 0)
         parts = list(zip(*(picture.prompts for picture in pictures), strict=True))
@@ -217,7 +218,7 @@ class _Batch:
                     self.step(position, guided, position)
                 else:
                     end = self.graphs.reach(position, self.tokens)
-                    self.graphs.run((guided, end), lambda at, g=guided, e=end: self.step(at, g, e), position)
+                    self.graphs.run((guided, end), lambda at, g=guided, e=end: self.recorded(at, g, e), position)
             if on_step is not None:
                 on_step(position + 1, self.tokens)
             if watch is not None:

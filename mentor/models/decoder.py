@@ -32,10 +32,12 @@ class Decoder:
 
     Args:
         generator: in eval mode; `mentor.models.packing.pack` makes it fast.
+        compiled: whether the steps that a GPU records are compiled first: a minute once, for many pictures.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, compiled: bool = False) -> None:
         self.generator = generator
+        self.compiled = compiled
         self.spec = generator.spec
         weight = generator.backbone.norm.weight
         self.device, self.dtype = weight.device, weight.dtype

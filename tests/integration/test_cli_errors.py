@@ -246,6 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "generate from no release": (nothing, (*DRAW, "a circle", "--model", "data"), ("data", "release")),
     "generate from a missing folder": (nothing, (*DRAW, "a circle", "--model", "none"), ("none", "release")),
     "generate from an image tokenizer": (nothing, (*DRAW, "a", "--model", "releases/tokenizer"), ("tokenizer",)),
+    "generate compiled on the CPU": (nothing, (*DRAW, "a circle", "--compile"), ("GPU", "--compile", "--device cuda")),
     "generate from damaged weights": (damaged_weights, (*DRAW, "a circle"), ("model.safetensors",)),
     "generate from a picture without record": (
         nothing,

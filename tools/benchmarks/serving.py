@@ -1,5 +1,6 @@
 """Drawing as a program does it: the first picture of a fresh process, memory over many calls, the share of a GPU."""
 
+import itertools
 import json
 import shutil
 import statistics
@@ -95,11 +96,12 @@ def roofline(rounds: int = 5) -> list[Row]:
         return [single("share of the memory's roofline on a GPU", "xl 60 %, l 35 %", 0.0, "%", None, note)]
     bandwidth = copy_bandwidth()
     rows = []
-    for size, least in SHARES.items():
+    for size, compiled in itertools.product(SHARES, (False, True)):
+        least = SHARES[size]
         generator = random_generator(size_config(size))
         moved = picture_bytes(generator, rows=2, each=2)
         # One decoder for all rounds: what it has recorded is there for the next picture.
-        decoder = Decoder(pack(generator.cuda(), "bf16"))
+        decoder = Decoder(pack(generator.cuda(), "bf16"), compiled)
         config = SamplingConfig(guidance=GUIDANCE)
         seconds = []
         # The first two may capture graphs and choose kernels.
@@ -113,7 +115,7 @@ def roofline(rounds: int = 5) -> list[Row]:
         note = f"{taken:.3f} s a picture, {moved / 1e9:.0f} GB of weights and cache, {bandwidth / 1e9:,.0f} GB/s copied"
         rows.append(
             Row(
-                f"{size}, batch 1, bf16, guidance, {torch.cuda.get_device_name()}",
+                f"{size}, batch 1, bf16, guidance{', compiled' * compiled}, {torch.cuda.get_device_name()}",
                 "memory's roofline",
                 f"at least {least:.0%}",
                 100 * value,
