@@ -55,7 +55,7 @@ def cold_start(work: Path, rounds: int = 5) -> Row:
         max(seconds),
         "s",
         value < COLD_SECONDS,
-        f"python -m mentor.generate, wall time, {rounds} runs, fp32, guidance 2",
+        f"python -m mentor.generate, wall time, {rounds} runs, precision auto, guidance 2",
     )
 
 
