@@ -307,7 +307,8 @@ def test_a_second_start_of_the_same_job_is_refused(
 def test_a_signal_ends_a_job_with_one_line_and_keeps_what_is_finished(
     start: Callable[..., subprocess.Popen[str]], whole: dict[str, bytes], tmp_path: Path, number: signal.Signals
 ) -> None:
-    with start(tmp_path) as process:
+    # Programs that a shell starts in the background ignore Ctrl-C, and so would those that they start.
+    with start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         wait_for(tmp_path, 5)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
