@@ -1,5 +1,5 @@
 # make demo   the whole path on the bundled pictures: runs/demo/report.html (about 25 minutes on two cores)
-# make test   every test: faults, two processes, kills (a quarter of an hour on two cores)
+# make test   every test: faults, two processes, kills (twenty minutes on two cores)
 # make check  lint, format, types, import direction
 # make venv   only create .venv and install what the checks need
 # make clean  remove .venv, caches and builds; data/ and runs/ stay
