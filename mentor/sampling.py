@@ -67,7 +67,7 @@ def sample(
         processors: applied to the guided logits before temperature, top-k and top-p.
         on_step: called after each token with (tokens done, tokens in all).
         watch: called after each token with the codes of all pictures so far and how many of them are drawn; what
-            stands behind has no meaning. Reading them makes a GPU wait.
+            stands behind has no meaning. Reading them makes a GPU wait. Not called with `config.speculative`.
     """
     decoder = generator if isinstance(generator, Decoder) else Decoder(generator)
     with decoder.generator.head.fixed():
@@ -103,7 +103,7 @@ def stream(
         slots: pictures that are drawn at a time.
         processors: as in `sample`.
         on_step: as in `sample`.
-        watch: as in `sample`; not called with `config.speculative`.
+        watch: as in `sample`.
     """
     decoder = generator if isinstance(generator, Decoder) else Decoder(generator)
     filters = [*processors, *standard_processors(config)]
@@ -150,6 +150,9 @@ def _make_batch(
     if isinstance(kept, _Batch) and not processors and kept.config == config and kept.fits(pictures):
         kept.begin(pictures)
         return kept
+    # Let go of first: both together might be more than the memory holds.
+    del kept
+    decoder.kept = None
     batch = _Batch(decoder, pictures, config, [*processors, *standard_processors(config)])
     decoder.kept = batch if decoder.records and not processors else None
     return batch

@@ -1,7 +1,6 @@
 """Picture files: references that people give, and drawn pictures, which carry how they were made."""
 
 import base64
-import errno
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
 
+from mentor.data.storage.whole import PARTIAL, unwritable, whole_file
 from mentor.errors import UserError
 
 METADATA_KEY = "mentor"
@@ -56,22 +56,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         text = picture.info[METADATA_KEY]
         # Pillow refuses a file with more compressed text than this; many large references are more.
         info.add_itxt(METADATA_KEY, text, zip=len(text.encode()) < MAX_TEXT_CHUNK)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                picture.save(file, "PNG", pnginfo=info)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path, str(os.getpid())) as file:
+            picture.save(file, "PNG", pnginfo=info)
     except OSError as error:
-        first = "make room, or " if error.errno == errno.ENOSPC else ""
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}): {first}choose a folder that can be written"
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def remove_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
@@ -81,7 +70,7 @@ def remove_leftovers(folder: Path, names: Collection[str] | None = None) -> None
         folder: where to look.
         names: files whose halves may go, where another machine's processes may be writing others; None is all.
     """
-    for partial in folder.glob("*.png.*.partial"):
+    for partial in folder.glob(f"*.png.*{PARTIAL}"):
         if names is not None and partial.name.rsplit(".", 2)[0] not in names:
             continue
         try:

@@ -15,7 +15,7 @@ MOST_ON_CPU = 64
 MOST_ON_GPU = 256
 # Of a number of the cache, a state or a pixel.
 _NUMBER = 4
-# Of a code of the vocabulary, in a row's draw: logits, their guided mixture, a double's softmax and its running sum.
+# Of a code of the vocabulary, in a row's draw: logits, their guided mixture, what filters make of it, its softmax.
 _CODE = 24
 # Maps of the image decoder's widest level that are there at a time.
 _MAPS = 6

@@ -1,6 +1,5 @@
 """What a batch job writes beside its pictures: a line for each, and which job it is."""
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mentor.data.storage.whole import unwritable, whole_file
 from mentor.drawing.model import Model
 from mentor.drawing.prompts import PromptLine
 from mentor.drawing.ranks import Rank
@@ -67,7 +67,13 @@ def begin(folder: Path, model: Model, lines: Sequence[PromptLine]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    _write_whole(folder / JOB, json.dumps(describe_job(model, lines), indent=2) + "\n")
+    path = folder / JOB
+    try:
+        # Processes of several machines may begin a job at the same time.
+        with whole_file(path, f"{socket.gethostname()}.{os.getpid()}") as file:
+            file.write((json.dumps(describe_job(model, lines), indent=2) + "\n").encode())
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def describe_job(model: Model, lines: Sequence[PromptLine]) -> dict[str, Any]:
@@ -85,23 +91,6 @@ def describe_job(model: Model, lines: Sequence[PromptLine]) -> dict[str, Any]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    # Processes of several machines may begin a job at the same time.
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 class Records:
@@ -123,7 +112,7 @@ class Records:
         try:
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         try:
             if not _lock(self._file, fcntl.LOCK_EX):
                 raise _used(self.path)
@@ -156,7 +145,7 @@ class Records:
                 rest = rest[self._file.write(rest) or 0 :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         self.known.add(record["file"])
         return line
 
@@ -204,7 +193,7 @@ def _drop_half_line(path: Path) -> None:
             if whole < len(content):
                 file.truncate(whole)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def _read_names(path: Path) -> set[str]:
@@ -226,8 +215,3 @@ def _read_names(path: Path) -> set[str]:
 
 def _used(path: Path) -> UserError:
     return UserError(f"another process draws this job at the moment ({path} is in use): wait for it or end it")
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    first = "make room, or " if error.errno == errno.ENOSPC else ""
-    return UserError(f"cannot write {path} ({error.strerror or error}): {first}choose a folder that can be written")

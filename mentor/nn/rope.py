@@ -31,10 +31,17 @@ def rotary_table(coordinates: Float[Tensor, "b n 2"], head_width: int, base: flo
 def apply_rotary(x: Float[Tensor, "b h n k"], rotary: Rotary) -> Float[Tensor, "b h n k"]:
     """`x` with its interleaved pairs (2i, 2i + 1) turned, computed in float32 and given back in the type of `x`."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if x.device.type == "cpu":
-        # A turn is a product of complex numbers; spelled out in real ones it takes four times as long on the CPU.
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
-    else:
-        (even, odd), (cosines, sines) = pairs.unbind(-1), rotary.unbind(-1)
-        turned = torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)
+    # A turn is a product of complex numbers; spelled out in real ones it takes four times as long on the CPU.
+    turned = turn_as_complex(pairs, rotary) if x.device.type == "cpu" else turn_as_real(pairs, rotary)
     return turned.flatten(-2).to(x.dtype)
+
+
+def turn_as_complex(pairs: Float[Tensor, "b h n half 2"], rotary: Rotary) -> Float[Tensor, "b h n half 2"]:
+    """The pairs turned, as one product of complex numbers."""
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+
+
+def turn_as_real(pairs: Float[Tensor, "b h n half 2"], rotary: Rotary) -> Float[Tensor, "b h n half 2"]:
+    """The pairs turned, by real numbers alone, which is what a compiler for GPUs understands."""
+    (even, odd), (cosines, sines) = pairs.unbind(-1), rotary.unbind(-1)
+    return torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)

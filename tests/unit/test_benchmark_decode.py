@@ -184,8 +184,8 @@ def test_bytes_of_a_picture() -> None:
     assert serving.picture_bytes(generator, rows=3, each=2) == 2 * (4 * weights + 3 * 2 * 2 * 32 * (8 + 9 + 10 + 11))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_roofline_is_no_verdict() -> None:
+def test_without_a_gpu_the_roofline_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (row,) = part("serving").roofline()
     assert row.reached is None and "no GPU" in row.note
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 from mentor import __version__
 from mentor.data.records import SCHEMA_VERSION
 from mentor.data.storage.index import Index, index_bytes, join_indexes, load_index
-from mentor.data.storage.writing import PARTIAL, WORK, Shard, save_shard, write_whole
+from mentor.data.storage.whole import PARTIAL
+from mentor.data.storage.writing import WORK, Shard, save_shard, write_whole
 from mentor.errors import UserError
 
 MANIFEST = "manifest.json"

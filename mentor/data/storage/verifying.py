@@ -18,7 +18,8 @@ from mentor.data.storage.files import CacheSettings, DataFiles, join
 from mentor.data.storage.manifest import MANIFEST, UNFINISHED, fingerprint
 from mentor.data.storage.remote import Missing, is_remote, shown
 from mentor.data.storage.tarsets import TarFields, read_tar_sample
-from mentor.data.storage.writing import PARTIAL, WORK
+from mentor.data.storage.whole import PARTIAL
+from mentor.data.storage.writing import WORK
 from mentor.errors import UserError
 
 __all__ = ["Fault", "fault_lines", "verdict", "verify"]

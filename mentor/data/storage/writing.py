@@ -12,9 +12,9 @@ from mentor.data.records import Dropped, Record
 from mentor.data.storage.encoding import Layout, encode_record
 from mentor.data.storage.index import Counted, Index, Place, build_index, checksum, index_bytes, load_index
 from mentor.data.storage.tars import BLOCK, header
+from mentor.data.storage.whole import PARTIAL, whole_file
 from mentor.errors import UserError
 
-PARTIAL = ".partial"
 WORK = ".work"
 # An archive ends with two blocks of zeros and is filled up to a whole record, as Python's tarfile and GNU tar do.
 _RECORD = 20 * BLOCK
@@ -136,17 +136,8 @@ def write_whole(target: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = target.with_name(target.name + PARTIAL)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(target) as file:
+        file.write(content)
 
 
 class _Hashed:
