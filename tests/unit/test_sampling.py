@@ -11,11 +11,12 @@ from mentor.conditioning import Condition, NativeConfig, TextTokenizer, encode_c
 from mentor.decoding.filters import draw, invert, keep_top_k, keep_top_p, standard_processors
 from mentor.decoding.graphs import GraphRunner
 from mentor.decoding.guidance import combine
+from mentor.decoding.reading import Picture, read
 from mentor.decoding.settings import SamplingConfig
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
 from mentor.models.decoder import Decoder
 from mentor.models.packing import pack
-from mentor.sampling import Request, _Batch, _Picture, read, sample, stream
+from mentor.sampling import Request, _Batch, sample, stream
 from mentor.types import Codes, CodeSpec, ImageSegment, Prompt, TextSegment
 
 SPEC = CodeSpec(grid=(3, 3), vocab_size=20, code_width=4, feature_width=6)
@@ -150,7 +151,7 @@ def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None
     decoder, config = Decoder(generator), SamplingConfig(guidance=2.0, top_k=5, top_p=0.9, temperature=0.7)
     with torch.inference_mode(), generator.head.fixed():
         prompts = read(decoder, condition(FULL, RED), config)
-        pictures = [_Picture(seed, read_) for seed, read_ in enumerate(prompts)]
+        pictures = [Picture(seed, read_) for seed, read_ in enumerate(prompts)]
         plain, traced = (_Batch(decoder, pictures, config, standard_processors(config)) for _ in range(2))
         compiled = torch.compile(traced.step, fullgraph=True, backend="eager")
         for batch, step in ((plain, plain.step), (traced, compiled)):
