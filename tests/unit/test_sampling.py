@@ -38,7 +38,7 @@ def make_generator(kv_heads: int = 0) -> Generator:
     torch.manual_seed(0)
     config = GeneratorConfig(
         conditioner=NativeConfig(max_prefix=512),
-        backbone=BackboneConfig(layers=2, width=32, heads=2, kv_heads=kv_heads, rope_base=100),
+        backbone=BackboneConfig(layers=2, width=32, heads=4, kv_heads=kv_heads, rope_base=100),
         head=ARHeadConfig(),
     )
     model = Generator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
@@ -53,7 +53,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def grouped() -> Generator:
-    return make_generator(kv_heads=1)
+    return make_generator(kv_heads=2)
 
 
 def condition(*prompts: Prompt) -> Condition:
