@@ -61,20 +61,20 @@ def test_rows_may_be_at_places_of_their_own_and_write_several_tokens(shared: int
 
 @pytest.mark.parametrize("together", [False, True])
 def test_rows_are_selected_copied_and_taken_by_others(together: bool) -> None:
-    prefixes = [make_prefix(length, length) for length in (4, 2, 3)]
-    blocks = [KVCache(prefixes * 2, 2)] if together else [KVCache(prefixes, 2), KVCache(prefixes, 2)]
+    parts = [[make_prefix(length, seed + length) for length in (4, 2, 3)] for seed in (0, 10)]
+    blocks = [KVCache(parts[0] + parts[1], 2)] if together else [KVCache(part, 2) for part in parts]
     cache = BlockCache(blocks, 2)
     cache.select(torch.tensor([2, 0, 2]))
     for part in range(2):
-        cache.enter(part, 1, prefixes[1])
+        cache.enter(part, 1, parts[part][1])
     assert cache.fits([4, 4]) and not cache.fits([4, 5])
-    order = [prefixes[2], prefixes[1], prefixes[2]]
+    order = [prefixes[place] for prefixes in parts for place in (2, 1, 2)]
     cache.place(0, 1, 1)
     k, v, q = (torch.randn(6, HEADS, 1, WIDTH) for _ in range(3))
     out = cache.attend(1, q, k, v)
     for row in range(6):
         one = slice(row, row + 1)
-        torch.testing.assert_close(out[one], expected(order[row % 3], k[one], v[one], q[one]))
+        torch.testing.assert_close(out[one], expected(order[row], k[one], v[one], q[one]))
 
 
 def test_what_does_not_fit_is_refused() -> None:
