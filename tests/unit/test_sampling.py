@@ -1,11 +1,14 @@
 """Drawing codes: filters, guidance, seeds, and the cached loop against one without a cache."""
 
 import copy
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mentor.conditioning import Condition, NativeConfig, TextTokenizer, encode_condition
 from mentor.decoding.filters import draw, invert, keep_top_k, keep_top_p, standard_processors
@@ -146,6 +149,14 @@ def test_a_step_at_a_place_that_only_the_device_knows_is_the_same_step(
     assert torch.equal(sample(generator, condition(*prompts), [0, 1], config), expected)
 
 
+class RefuseNumbers(TorchDispatchMode):
+    """No operation within may wait for the device: not for a number, not for how many of something there are."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "local_scalar" not in str(func) and "nonzero" not in str(func) and "masked_select" not in str(func), func
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None:
     """A graph without a break: a step that waited for the device could not be recorded."""
     decoder, config = Decoder(generator), SamplingConfig(guidance=2.0, top_k=5, top_p=0.9, temperature=0.7)
@@ -157,8 +168,22 @@ def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None
         for batch, step in ((plain, plain.step), (traced, compiled)):
             batch.choose([torch.stack([p[i].logits for p in prompts]) for i in range(2)], 0)
             for position in range(1, 9):
-                step(torch.tensor([position]), True, 9)
+                at = torch.tensor([position])
+                with RefuseNumbers() if batch is plain else nullcontext():
+                    step(at, True, 9)
     assert torch.equal(plain.ids, traced.ids)
+
+
+def test_a_batch_that_fits_takes_the_place_of_the_last_one_and_is_drawn_as_if_alone(generator: Generator) -> None:
+    """What a GPU does, which has recorded the steps over these very tensors."""
+    decoder, config = Decoder(generator), SamplingConfig(guidance=2.0)
+    decoder.records = True
+    sample(decoder, condition(FULL, LONG), [0, 1], config)
+    kept = decoder.kept
+    for prompts, seeds, again in (((FULL, RED), [5, 6], True), ((FULL,), [7], False)):
+        drawn = sample(decoder, condition(*prompts), seeds, config)
+        assert torch.equal(drawn, sample(generator, condition(*prompts), seeds, config))
+        assert (decoder.kept is kept) == again
 
 
 def test_a_seed_gives_the_same_picture_whoever_else_is_in_the_batch(generator: Generator) -> None:
@@ -252,8 +277,8 @@ def test_a_stream_gives_every_picture_that_sample_gives(generator: Generator, sp
 
     arrived = []
     for request, ids in stream(generator, requests(), config, slots):
-        arrived.append(request)
         assert len(taken) <= len(arrived) + slots, "no request is taken before there is a slot for it"
+        arrived.append(request)
         alone = sample(generator, request.condition, [request.seed], config)[0]
         assert torch.equal(ids, alone), request.seed
     assert sorted(request.seed for request in arrived) == list(range(7))
