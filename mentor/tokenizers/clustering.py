@@ -1,4 +1,4 @@
-"""Choosing code vectors by data: vectors drawn from all processes, and k-means on the unit sphere.
+"""Choosing code vectors by data: vectors drawn from all processes, and k-means.
 
 What is drawn does not depend on how many processes share the pictures: chance belongs to a picture (`Draws`), and the
 vectors of all processes are one set.
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
-from torch.nn import functional as F
+
+from mentor.tokenizers.geometry import Geometry
 
 
 def world_size() -> int:
@@ -105,27 +106,27 @@ def draw_vectors(
     return sum_over_processes(drawn)
 
 
-def spherical_kmeans(
-    vectors: Float[Tensor, "n c"], clusters: int, rounds: int = 10
+def kmeans(
+    vectors: Float[Tensor, "n c"], clusters: int, geometry: Geometry, rounds: int = 10
 ) -> tuple[Float[Tensor, "v c"], Float[Tensor, "v"]]:
-    """Unit vectors in the middle of clusters of `vectors`, and the share of vectors in each cluster.
+    """The middles of clusters of `vectors`, and the share of vectors in each cluster.
 
     Starts from the first `clusters` vectors (pass them in random order). A cluster that loses all its vectors moves to
     the vector that is farthest from its own centre.
     """
-    vectors = F.normalize(vectors.float(), dim=-1)
+    vectors = geometry.place(vectors.float())
     centres = vectors[torch.arange(clusters, device=vectors.device) % len(vectors)].clone()
     counts = vectors.new_zeros(clusters)
     for _ in range(rounds):
-        similarity, nearest = (vectors @ centres.T).max(dim=-1)
+        likeness, nearest = geometry.likeness(vectors, centres).max(dim=-1)
         counts = torch.bincount(nearest, minlength=clusters).to(vectors.dtype)
         sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
         empty = (counts == 0).nonzero().squeeze(1)
-        farthest = similarity.argsort()[: len(empty)]
+        farthest = likeness.argsort()[: len(empty)]
         sums[empty[: len(farthest)]] = vectors[farthest]
-        # Vectors that cancel out leave no direction; such a centre stays.
-        moved = sums.norm(dim=-1, keepdim=True) > 1e-6
-        centres = torch.where(moved, F.normalize(sums, dim=-1), centres)
+        filled = counts.clone()
+        filled[empty[: len(farthest)]] = 1
+        centres = geometry.middle(sums, filled, centres)
     if world_size() > 1:
         distributed.broadcast(centres, src=0)
         distributed.broadcast(counts, src=0)

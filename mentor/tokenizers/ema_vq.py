@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mentor.config import Config
-from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, world_size
-from mentor.tokenizers.quantizer import SphericalQuantizer, straight_through
+from mentor.tokenizers.clustering import Draws, draw_vectors, kmeans, world_size
+from mentor.tokenizers.geometry import Sphere
+from mentor.tokenizers.quantizer import CodebookQuantizer, straight_through
 
 if TYPE_CHECKING:
     from vector_quantize_pytorch import VectorQuantize
@@ -39,11 +40,11 @@ class EMAVQConfig(Config):
     kmeans_vectors: int = Field(default=16, gt=0)
 
 
-class EMAVectorQuantizer(SphericalQuantizer):
+class EMAVectorQuantizer(CodebookQuantizer):
     """Nearest of averaged unit vectors to the normalised latent; the codebook learns without gradients."""
 
     def __init__(self, config: EMAVQConfig) -> None:
-        super().__init__(config.noise)
+        super().__init__(Sphere(), config.noise)
         self.config = config
         self.width = config.width
         self.vocab_size = config.codes
@@ -73,7 +74,7 @@ class EMAVectorQuantizer(SphericalQuantizer):
     def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes, each as heavy as its cluster."""
         drawn = draw_vectors(placed, self.config.kmeans_vectors * self.vocab_size, draws)
-        centres, shares = spherical_kmeans(drawn, self.vocab_size)
+        centres, shares = kmeans(drawn, self.vocab_size, self.geometry)
         sizes = shares * len(drawn)
         state = self.library.state_dict()
         state["_codebook.embed"] = centres.unsqueeze(0)

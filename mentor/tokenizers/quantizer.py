@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mentor.errors import UserError
 from mentor.tokenizers.clustering import Draws
+from mentor.tokenizers.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -138,28 +138,30 @@ class Quantizer(nn.Module, ABC):
             )
 
 
-class SphericalQuantizer(Quantizer):
-    """A quantizer whose code vectors have length 1, so that the nearest one is the one at the smallest angle.
+class CodebookQuantizer(Quantizer):
+    """A quantizer that takes the nearest of a set of vectors.
 
     Args:
+        geometry: where they lie, and what is near.
         noise: standard deviation of the noise on each number of a warm-up latent.
     """
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, geometry: Geometry, noise: float) -> None:
         super().__init__()
+        self.geometry = geometry
         self.noise = noise
 
     def place(self, latents: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """The vectors scaled to length 1."""
-        return F.normalize(latents, dim=-1)
+        """The vectors where codes can lie."""
+        return self.geometry.place(latents)
 
     def nearest(self, placed: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
-        """The codes at the smallest angle."""
-        return (placed @ self.codebook.T).argmax(dim=-1)
+        """The codes that are most like them."""
+        return self.geometry.likeness(placed, self.codebook).argmax(dim=-1)
 
     def blur(self, placed: Float[Tensor, "n c"], draws: Draws) -> Float[Tensor, "n c"]:
-        """The vectors with Gaussian noise, on the sphere again."""
-        return F.normalize(placed + self.noise * draws.normal("blur", placed), dim=-1)
+        """The vectors with Gaussian noise, where codes can lie."""
+        return self.place(placed + self.noise * draws.normal("blur", placed))
 
 
 def straight_through(vectors: Float[Tensor, "n c"], source: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

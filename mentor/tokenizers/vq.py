@@ -1,4 +1,4 @@
-"""A learnable codebook on the unit sphere (LlamaGen, arXiv 2406.06525; ViT-VQGAN, arXiv 2110.04627)."""
+"""A learnable codebook: of unit vectors (LlamaGen, arXiv 2406.06525), or of any (VQGAN, arXiv 2012.09841)."""
 
 from typing import Literal
 
@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mentor.config import Config
-from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans, sum_over_processes
-from mentor.tokenizers.quantizer import SphericalQuantizer, straight_through
+from mentor.tokenizers.clustering import Draws, draw_vectors, kmeans, sum_over_processes
+from mentor.tokenizers.geometry import Space, Sphere
+from mentor.tokenizers.quantizer import CodebookQuantizer, straight_through
 
 
 class VQConfig(Config):
-    """Learnable codebook of unit vectors.
+    """Learnable codebook.
 
     Attributes:
         codes: how many.
         width: numbers in a code vector.
+        unit: scale latents and code vectors to length 1; else they are compared as they are.
         commitment: weight of the loss that draws latents to their codes; the one that draws codes has weight 1.
         usage_decay: decay per batch of the average by which a code's use is judged.
         restart_below: a code used less often than this share of the even share 1 / codes is dead; it moves onto a
@@ -30,6 +32,7 @@ class VQConfig(Config):
     kind: Literal["vq"] = "vq"
     codes: int = Field(default=1024, gt=1)
     width: int = Field(default=8, gt=1)
+    unit: bool = True
     commitment: float = Field(default=0.25, ge=0)
     usage_decay: float = Field(default=0.95, gt=0, lt=1)
     restart_below: float = Field(default=0.08, ge=0, lt=1)
@@ -37,8 +40,8 @@ class VQConfig(Config):
     kmeans_vectors: int = Field(default=16, gt=0)
 
 
-class VectorQuantizer(SphericalQuantizer):
-    """Nearest of learnable unit vectors to the normalised latent.
+class VectorQuantizer(CodebookQuantizer):
+    """Nearest of learnable vectors to the latent.
 
     Codes that no latent chooses are restarted on vectors of the batch. A code is judged only after as many batches as
     the average looks back; a code that was never chosen does not count as used at any time.
@@ -48,7 +51,7 @@ class VectorQuantizer(SphericalQuantizer):
     age: Float[Tensor, "v"]
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__(config.noise)
+        super().__init__(Sphere() if config.unit else Space(), config.noise)
         self.config = config
         self.width = config.width
         self.vocab_size = config.codes
@@ -60,13 +63,13 @@ class VectorQuantizer(SphericalQuantizer):
 
     @property
     def codebook(self) -> Float[Tensor, "v c"]:
-        """The unit code vectors, float32."""
-        return F.normalize(self.embedding.weight.float(), dim=-1)
+        """The code vectors where they lie, float32."""
+        return self.place(self.embedding.weight.float())
 
     def choose_codes(self, placed: Float[Tensor, "n c"], draws: Draws) -> None:
         """Centres of clusters among the vectors of all processes."""
         drawn = draw_vectors(placed, self.config.kmeans_vectors * self.vocab_size, draws)
-        centres, _ = spherical_kmeans(drawn, self.vocab_size)
+        centres, _ = kmeans(drawn, self.vocab_size, self.geometry)
         self.embedding.weight.copy_(centres)
         self.usage.zero_()
         self.age.zero_()
@@ -82,7 +85,7 @@ class VectorQuantizer(SphericalQuantizer):
             # A code that was put into the middle of vectors of this very batch has no gradient but rounding, and Adam,
             # which divides by the size, would take a step wherever that points.
             codebook = torch.where((self.age == 0).unsqueeze(1), codebook.detach(), codebook)
-        ids = (placed.detach() @ codebook.detach().T).argmax(dim=-1)
+        ids = self.geometry.likeness(placed.detach(), codebook.detach()).argmax(dim=-1)
         vectors = F.embedding(ids, codebook)
         if self.training:
             self._count(ids)
@@ -105,7 +108,7 @@ class VectorQuantizer(SphericalQuantizer):
         if not len(dead):
             return
         # Likelier where the codes fit badly, as in k-means++: many vectors are alike, and one code is enough for them.
-        error = 1 - (placed @ self.codebook.T).amax(dim=-1)
+        error = self.geometry.best - self.geometry.likeness(placed, self.codebook).amax(dim=-1)
         drawn = draw_vectors(placed, len(dead), draws, weights=error.clamp(min=1e-6))
         # Where there are too few vectors, the other codes wait for the next batch.
         dead = dead[: len(drawn)]

@@ -2,20 +2,18 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commandline import ROOT, check_refusal, run_here
 from PIL import Image
 from tiny import save_tiny_releases
 
-ROOT = Path(__file__).resolve().parents[2]
 # Enough training to have a run folder, as little as there can be.
 SHORT = ("experiment=test", "trainer.max_steps=2", "ema=null", "trainer.validate_every=0", "data.workers=0")
 
@@ -35,37 +33,6 @@ def place(tmp_path: Path, shapes: Path, releases: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("in the way")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run_here(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of `python ARGUMENTS`, run in this process to save the time of the imports."""
-    monkeypatch.setattr(sys, "argv", list(arguments))
-    handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about modules that were imported before
-        try:
-            if arguments[0] == "-m":
-                monkeypatch.setattr(sys, "argv", list(arguments[1:]))
-                runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-            else:
-                monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
-                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            signal.signal(signal.SIGTERM, handler)  # a tool may keep it for as long as its process lives
-    return 0
-
-
-def check_refusal(code: int, stderr: str, said: Sequence[str]) -> None:
-    """One line that says all of `said`, and code 2."""
-    assert code == 2, stderr
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in stderr
-    for word in said:
-        assert word in lines[0]
 
 
 def nothing(place: Path) -> None:

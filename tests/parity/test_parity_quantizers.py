@@ -42,9 +42,10 @@ def test_vq_agrees_with_a_loop(latents: torch.Tensor) -> None:
     assert quantized.loss.item() == pytest.approx(1.25 * squared / latents.numel(), rel=1e-5)
 
 
-def test_vq_agrees_with_the_library_on_the_same_codebook(latents: torch.Tensor) -> None:
-    quantizer = VectorQuantizer(VQConfig(codes=50, width=8)).eval()
-    library = VectorQuantize(dim=8, codebook_size=50, use_cosine_sim=True, accept_image_fmap=True).eval()
+@pytest.mark.parametrize("unit", [True, False])
+def test_vq_agrees_with_the_library_on_the_same_codebook(latents: torch.Tensor, unit: bool) -> None:
+    quantizer = VectorQuantizer(VQConfig(codes=50, width=8, unit=unit)).eval()
+    library = VectorQuantize(dim=8, codebook_size=50, use_cosine_sim=unit, accept_image_fmap=True).eval()
     library.codebook = quantizer.codebook.detach()
     vectors, ids, _ = library(latents)
     quantized = quantizer(latents)

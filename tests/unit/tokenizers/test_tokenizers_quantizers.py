@@ -21,14 +21,16 @@ from mentor.tokenizers import (
     VQConfig,
     build_quantizer,
 )
-from mentor.tokenizers.clustering import Draws, draw_vectors, spherical_kmeans
+from mentor.tokenizers.clustering import Draws, draw_vectors, kmeans
+from mentor.tokenizers.geometry import Space, Sphere
 
 CONFIGS = {
     "vq": VQConfig(codes=64, width=6),
+    "vq in space": VQConfig(codes=64, width=6, unit=False),
     "ema_vq": EMAVQConfig(codes=64, width=6),
     "fsq": FSQConfig(levels=(5, 4, 3)),
 }
-LEARNING = ("vq", "ema_vq")
+LEARNING = ("vq", "vq in space", "ema_vq")
 
 
 @pytest.fixture(params=CONFIGS)
@@ -269,9 +271,20 @@ def test_kmeans_finds_clusters_and_fills_empty_ones() -> None:
     truth = torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
     vectors = truth[torch.arange(500) % 5] + 0.05 * torch.randn(500, 8, generator=generator)
     # Sorted by cluster, so that all first centres lie in one and most others begin badly.
-    centres, shares = spherical_kmeans(torch.cat((vectors[::5], *(vectors[k::5] for k in range(1, 5)))), 5, rounds=30)
+    mixed = torch.cat((vectors[::5], *(vectors[k::5] for k in range(1, 5))))
+    centres, shares = kmeans(mixed, 5, Sphere(), rounds=30)
     assert (centres @ truth.T).max(dim=0).values.min() > 0.99
     torch.testing.assert_close(shares, torch.full((5,), 0.2))
+
+
+def test_kmeans_in_space_tells_lengths_apart() -> None:
+    direction = torch.tensor([[0.6, 0.8]])
+    places = torch.cat((direction, 3 * direction, -direction))
+    # The first three are alike, so that two clusters begin empty.
+    vectors = places[torch.tensor([0, 0, 0, 1, 1, 2])]
+    centres, shares = kmeans(vectors, 3, Space())
+    assert torch.cdist(places, centres).min(dim=1).values.max() < 1e-6
+    assert sorted((shares * 6).round().tolist()) == [1, 2, 3]
 
 
 def test_drawing_takes_each_vector_once_at_most() -> None:
@@ -317,7 +330,7 @@ def learn(kind: str, mine: Sequence[int], processes: int) -> tuple[dict[str, tor
     """A start and 50 steps on the pictures `mine` of six: the state at the end, and how many codes restarted."""
     torch.manual_seed(0)
     # Forgetful, so that codes die soon.
-    decay = {"vq": "usage_decay", "ema_vq": "decay"}[kind]
+    decay = "decay" if kind == "ema_vq" else "usage_decay"
     quantizer = build_quantizer(CONFIGS[kind].model_copy(update={decay: 0.8}))
     # Chance of its own, which must not matter.
     torch.manual_seed(10 + len(mine))

@@ -1,0 +1,140 @@
+"""tools/convert_checkpoint.py: there and back, what it reports, and what it refuses without writing anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import check_refusal, run_here
+from goldenvectors import read_golden
+from safetensors.torch import load_file, save_file
+
+from mentor.models.checkpoint import load_image_tokenizer, read_config
+
+TOOL = "tools/convert_checkpoint.py"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a checkpoint as LlamaGen writes it."""
+    weights = read_golden("llamagen_vq_small").weights | {"quantize.codebook_used": torch.zeros(65536)}
+    torch.save({"ema": weights, "model": {name: 0 * tensor for name, tensor in weights.items()}}, tmp_path / "vq.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def convert(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    return run_here([TOOL, *arguments], monkeypatch)
+
+
+def test_a_release_and_the_very_bits_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = read_golden("llamagen_vq_small")
+    assert convert(monkeypatch, "llamagen_vq", "vq.pt", "release", "--image-size", "64") == 0
+    told = capsys.readouterr().out
+    assert f"{len(golden.weights)}" in told and "1,960,619" in told
+    assert "left out 1, a log of the codes that were used in training (quantize.codebook_used)" in told
+    assert torch.equal(load_image_tokenizer(place / "release").encode(golden.given["images"]).ids, golden.made["ids"])
+    for name in ("back.pt", "back.safetensors"):
+        assert convert(monkeypatch, "llamagen_vq", "release", name, "--to", "llamagen") == 0
+    backs = [torch.load(place / "back.pt", weights_only=True)["model"], load_file(place / "back.safetensors")]
+    for back in backs:
+        assert back.keys() == golden.weights.keys()
+        for name, tensor in back.items():
+            assert tensor.dtype == golden.weights[name].dtype and torch.equal(tensor, golden.weights[name])
+
+
+def test_the_part_that_is_named_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert convert(monkeypatch, "llamagen_vq", "vq.pt", "release", "--part", "model") == 0
+    assert not load_file(place / "release" / "model.safetensors")["encoder.conv_in.weight"].any()
+    assert read_config(place / "release")["training"]["converted_from"]["kind"] == "llamagen_vq"
+
+
+def nothing(place: Path) -> None:
+    """No further damage."""
+
+
+def half(place: Path) -> None:
+    whole = (place / "vq.pt").read_bytes()
+    (place / "vq.pt").write_bytes(whole[: len(whole) // 2])
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(place: Path) -> None:
+        weights = read_golden("llamagen_vq_small").weights
+        change(weights)
+        torch.save(weights, place / "vq.pt")
+
+    return damage
+
+
+def another_kind(place: Path) -> None:
+    torch.save(read_golden("llamagen_gpt_c2i_small").weights, place / "vq.pt")
+
+
+def in_the_way(place: Path) -> None:
+    (place / "release").mkdir()
+
+
+def no_tokenizer_of_llamagen(place: Path) -> None:
+    from tiny import save_tiny_releases
+
+    save_tiny_releases(place / "releases")
+
+
+VQ = ("llamagen_vq", "vq.pt", "release")
+MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
+    "unknown kind": (nothing, ("llamagen", *VQ[1:]), ("llamagen", "llamagen_vq", "taming_vqgan")),
+    "missing file": (nothing, ("llamagen_vq", "none.pt", "release"), ("none.pt is not there",)),
+    "half a download": (half, VQ, ("vq.pt is damaged, cut off",)),
+    "another kind": (another_kind, VQ, ("vq.pt holds no image tokenizer of this kind", "encoder.conv_in.weight")),
+    "taming's names expected": (nothing, ("taming_vqgan", *VQ[1:]), ("vq.pt does not fit", "codebook_used")),
+    "a missing tensor": (
+        changed(lambda weights: weights.pop("decoder.norm_out.bias")),
+        VQ,
+        ("1 missing (decoder.norm_out.bias)",),
+    ),
+    "a tensor too many": (
+        changed(lambda weights: weights.update({"encoder.more": torch.zeros(1)})),
+        VQ,
+        ("1 unknown (encoder.more)",),
+    ),
+    "another shape": (
+        changed(lambda weights: weights.update({"quant_conv.bias": torch.zeros(9)})),
+        VQ,
+        ("1 of another shape (quant_conv.bias (9,) against (8,))",),
+    ),
+    "no such part": (nothing, (*VQ, "--part", "best"), ("vq.pt holds no weights", "best", "ema")),
+    "a size that does not fit": (nothing, (*VQ, "--image-size", "100"), ("image_size 100", "factor 16")),
+    "a release in the way": (in_the_way, VQ, ("release is there already",)),
+    "back from no release": (nothing, ("llamagen_vq", "vq", "b.pt", "--to", "llamagen"), ("vq is not a release",)),
+    "back to another file type": (
+        nothing,
+        ("llamagen_vq", "x", "b.bin", "--to", "llamagen"),
+        ("b.bin", ".safetensors"),
+    ),
+    "back from a tokenizer of ours": (
+        no_tokenizer_of_llamagen,
+        ("llamagen_vq", "releases/tokenizer", "b.pt", "--to", "llamagen"),
+        ("releases/tokenizer has parts that LlamaGen's image tokenizers have not",),
+    ),
+    "back to taming": (nothing, ("taming_vqgan", "x", "b.pt", "--to", "llamagen"), ("one way alone",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_in_one_line_and_nothing_is_written(
+    mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, arguments, said = MISTAKES[mistake]
+    damage(place)
+    before = sorted(place.rglob("*"))
+    check_refusal(convert(monkeypatch, *arguments), capsys.readouterr().err, said)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_safetensors_file_is_taken_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(read_golden("llamagen_vq_small").weights, place / "vq.safetensors")
+    assert convert(monkeypatch, "llamagen_vq", "vq.safetensors", "release") == 0
