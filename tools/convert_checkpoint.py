@@ -2,6 +2,7 @@
 
 python tools/convert_checkpoint.py llamagen_vq vq_ds16_t2i.pt runs/vq16 --image-size 512
 python tools/convert_checkpoint.py taming_vqgan last.ckpt runs/vqgan
+python tools/convert_checkpoint.py llamagen_gpt c2i_B_256.pt runs/c2i --image-tokenizer runs/vq16
 python tools/convert_checkpoint.py llamagen_vq runs/vq16 vq16.pt --to llamagen      the way back, bit by bit
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from mentor.conversion.converting import Kind, convert, convert_back
+from mentor.conversion.converting import Given, Kind, convert, convert_back
 from mentor.conversion.mapping import Report
 from mentor.errors import Arguments, run_main
 
@@ -26,13 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("source", type=Path, help="the checkpoint file (with --to: the release folder)")
     add("output", type=Path, help="the release folder to write (with --to: the file, .pt or .safetensors)")
     add("--to", choices=("mentor", "llamagen"), default="mentor", help="llamagen converts back (default: mentor)")
-    add("--image-size", type=int, default=256, metavar="PX", help="side of the pictures (default: 256)")
+    add("--image-size", type=int, metavar="PX", help="side of the pictures (default: the image tokenizer's, or 256)")
     add("--part", metavar="NAME", help="which weights of the file to take, such as model or ema")
+    add("--image-tokenizer", type=Path, metavar="DIR", help="release folder of the tokenizer a generator draws for")
+    add("--heads", type=int, default=0, metavar="N", help="query heads of a generator (default: the published size's)")
     options = parser.parse_args(arguments)
     if options.to == "llamagen":
         report = convert_back(options.kind, options.source, options.output)
     else:
-        report = convert(options.kind, options.source, options.output, options.image_size, options.part)
+        given = Given(options.image_size, options.part, options.image_tokenizer, options.heads)
+        report = convert(options.kind, options.source, options.output, given)
     show(report, options.output)
 
 

@@ -5,7 +5,7 @@ its quantised latent (exactly what the target's code stands for) together with t
 when the reference is blurred or moved), and it carries the same grid position as the target cell it stands for.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from mentor.conditioning.conditioner import Conditioner, shown
 from mentor.conditioning.prefix import Condition, Prefix, Span
 from mentor.conditioning.text_tokenizer import TextTokenizer
 from mentor.config import Config
 from mentor.errors import UserError
 from mentor.nn.convolution import NeighbourBlock
-from mentor.types import CodeSpec, ImageSegment, prompt_text
+from mentor.types import CodeSpec, ImageSegment, Prompt
 
 
 class NativeConfig(Config):
@@ -80,12 +81,14 @@ class ImageProjector(nn.Module):
         return rearrange(self.blocks(cells), "r gy gx w -> r (gy gx) w")
 
 
-class NativeConditioner(nn.Module):
-    """Turns prompts into a prefix.
+class NativeConditioner(Conditioner):
+    """Text as BPE tokens, images as a token for each of their codes, in the order of the prompt.
 
     Every segment token also gets the embedding of its place in the prompt, in which a whole image counts as one place:
     so text keeps its order, and several images are told apart, whatever their size.
     """
+
+    reads_codes: ClassVar[bool] = True
 
     def __init__(self, config: NativeConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, width: int) -> None:
         super().__init__()
@@ -132,16 +135,31 @@ class NativeConditioner(nn.Module):
                 marks.append(Span("null", "", 0, 1))
             marks.append(Span("start", "", len(row), len(row) + 1))
             row.append((1, -1, 0))
-            self._check_length(len(row), prompt_text(prompt))
+            self._check_length(len(row), prompt)
             rows.append(row)
             spans.append(marks)
         return self._gather(condition, texts, rows, spans)
 
-    def _check_length(self, length: int, text: str) -> None:
+    def count(self, prompt: Prompt) -> int:
+        """Tokens that the prompt's prefix has, the start token included.
+
+        Raises:
+            UserError: they are more than the settings leave it.
+        """
+        own = sum(
+            self.spec.tokens if isinstance(segment, ImageSegment) else len(self.text_tokenizer.encode(segment.text))
+            for segment in prompt
+        )
+        # The null condition has one token in the place of a prompt; then comes that of the start.
+        length = max(1, own) + 1
+        self._check_length(length, prompt)
+        return length
+
+    def _check_length(self, length: int, prompt: Prompt) -> None:
         if length > self.places.num_embeddings:
             raise UserError(
                 f"the prompt takes {length} prefix tokens and the model has room for {self.places.num_embeddings} "
-                f"(an image takes {self.spec.tokens}): shorten it: {text[:80]!r}"
+                f"(an image takes {self.spec.tokens}): shorten it: {shown(prompt)}"
             )
 
     def _gather(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -9,42 +10,75 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mentor.conversion.image_tokenizers import convert_llamagen_vq, convert_taming_vqgan, map_llamagen_vq
+from mentor.conversion.generators import check_llamagen_layout, convert_llamagen_gpt, map_llamagen_gpt
+from mentor.conversion.image_tokenizers import (
+    check_llamagen_shape,
+    convert_llamagen_vq,
+    convert_taming_vqgan,
+    map_llamagen_vq,
+)
 from mentor.conversion.mapping import Report, give_back
-from mentor.conversion.reading import read_checkpoint
+from mentor.conversion.reading import PARTS, read_checkpoint
 from mentor.data.storage.whole import unwritable, whole_file
 from mentor.errors import UserError
-from mentor.models.checkpoint import Card, code_spec, load_image_tokenizer, read_config, save_image_tokenizer
+from mentor.models.checkpoint import (
+    Card,
+    code_spec,
+    load_generator,
+    load_image_tokenizer,
+    read_config,
+    save_generator,
+    save_image_tokenizer,
+)
+from mentor.tokenizers import ImageTokenizer
 
-Kind = Literal["llamagen_vq", "taming_vqgan"]
+Kind = Literal["llamagen_vq", "llamagen_gpt", "taming_vqgan"]
+_IMAGE_SIZE = 256
 
 
-def convert(kind: Kind, source: Path, output: Path, image_size: int, part: str | None = None) -> Report:
+@dataclass(frozen=True)
+class Given:
+    """What a checkpoint does not say itself.
+
+    Attributes:
+        image_size: side of the pictures in pixels; None takes the image tokenizer's, or 256 for one.
+        part: the name under which the weights lie in the file, such as model or ema; None takes the first that is
+            there, and averaged weights first for an image tokenizer, as LlamaGen's own tools do.
+        image_tokenizer: release folder of the image tokenizer whose codes a generator draws.
+        heads: query heads of a generator; 0 takes those of the published size of its width.
+    """
+
+    image_size: int | None = None
+    part: str | None = None
+    image_tokenizer: Path | None = None
+    heads: int = 0
+
+
+def convert(kind: Kind, source: Path, output: Path, given: Given) -> Report:
     """Write the release folder `output` of the checkpoint `source`.
 
     Args:
         kind: what the checkpoint holds.
         source: a file.
         output: a folder that is not there yet.
-        image_size: side of the pictures that the release is for, in pixels.
-        part: the name under which the weights lie in the file, such as model or ema; None takes the first that is
-            there, and averaged weights first for an image tokenizer, as LlamaGen's own tools do.
+        given: what the checkpoint does not say.
 
     Raises:
         UserError: the checkpoint is not of this kind, damaged, or would run code, or `output` is there already.
     """
     if output.exists():
         raise UserError(f"{output} is there already: give the name of a folder that is not")
-    theirs = read_checkpoint(source, (part,) if part else ("ema", "model", "module", "state_dict"))
     match kind:
         case "llamagen_vq":
-            tokenizer, report = convert_llamagen_vq(theirs, str(source))
+            tokenizer, report = convert_llamagen_vq(_read(source, given, "ema"), str(source))
+            _save_tokenizer(kind, tokenizer, report, source, output, given)
         case "taming_vqgan":
-            tokenizer, report = convert_taming_vqgan(theirs, str(source))
+            tokenizer, report = convert_taming_vqgan(_read(source, given, "ema"), str(source))
+            _save_tokenizer(kind, tokenizer, report, source, output, given)
+        case "llamagen_gpt":
+            report = _convert_generator(kind, source, output, given)
         case _:
             assert_never(kind)
-    code_spec(tokenizer, image_size)
-    save_image_tokenizer(output, tokenizer, image_size, Card(f"{kind} image tokenizer", _origin(kind, source, report)))
     return report
 
 
@@ -65,9 +99,16 @@ def convert_back(kind: Kind, release: Path, output: Path) -> Report:
         raise UserError(f"{output} must end in .safetensors or .pt")
     match kind:
         case "llamagen_vq":
-            weights, report = _llamagen_vq(release)
+            tokenizer = load_image_tokenizer(release)
+            check_llamagen_shape(tokenizer, str(release))
+            folder = release / "image_tokenizer" if read_config(release)["kind"] == "generator" else release
+            weights = give_back(tokenizer, map_llamagen_vq(tokenizer), _types(folder, kind))
+        case "llamagen_gpt":
+            generator = load_generator(release).generator
+            check_llamagen_layout(generator, str(release))
+            weights = give_back(generator, map_llamagen_gpt(generator), _types(release, kind))
         case "taming_vqgan":
-            raise UserError("taming_vqgan converts one way alone: --to llamagen goes with llamagen_vq")
+            raise UserError("taming_vqgan converts one way alone: --to llamagen goes with llamagen_vq and llamagen_gpt")
         case _:
             assert_never(kind)
     try:
@@ -78,23 +119,33 @@ def convert_back(kind: Kind, release: Path, output: Path) -> Report:
                 torch.save({"model": weights}, file)
     except OSError as error:
         raise unwritable(output, error) from error
+    return Report(len(weights), sum(tensor.numel() for tensor in weights.values()), {}, {})
+
+
+def _read(source: Path, given: Given, first: str) -> dict[str, Tensor]:
+    return read_checkpoint(source, (given.part,) if given.part else (first, *PARTS))
+
+
+def _save_tokenizer(
+    kind: Kind, tokenizer: ImageTokenizer, report: Report, source: Path, output: Path, given: Given
+) -> None:
+    size = given.image_size or _IMAGE_SIZE
+    code_spec(tokenizer, size)
+    save_image_tokenizer(output, tokenizer, size, Card(f"{kind} image tokenizer", _origin(kind, source, report)))
+
+
+def _convert_generator(kind: Kind, source: Path, output: Path, given: Given) -> Report:
+    if given.image_tokenizer is None:
+        raise UserError(
+            f"{kind} needs --image-tokenizer DIR, the release folder of the image tokenizer whose codes it draws: "
+            "convert that one first"
+        )
+    image_tokenizer = load_image_tokenizer(given.image_tokenizer)
+    size = given.image_size or read_config(given.image_tokenizer)["image_size"]
+    theirs = _read(source, given, "model")
+    generator, report = convert_llamagen_gpt(theirs, str(source), image_tokenizer, size, given.heads)
+    save_generator(output, generator, image_tokenizer, size, Card(kind, _origin(kind, source, report)))
     return report
-
-
-def _llamagen_vq(release: Path) -> tuple[dict[str, Tensor], Report]:
-    tokenizer = load_image_tokenizer(release)
-    config = tokenizer.config
-    special = {"stem": (config.stem, 1), "patches": (config.patches, False), "attention": (config.attention, True)}
-    special |= {"middle": (config.middle, True), "groups": (config.groups, 32)}
-    special |= {"patch_encoder": (config.patch_encoder, None), "decoder_stem": (config.decoder_stem or 1, 1)}
-    special |= {"quantizer.kind": (config.quantizer.kind, "vq")}
-    special |= {"quantizer.unit": (getattr(config.quantizer, "unit", True), True)}
-    different = [f"{name}={own}" for name, (own, theirs) in special.items() if own != theirs]
-    if different:
-        raise UserError(f"{release} has parts that LlamaGen's image tokenizers have not ({', '.join(different)})")
-    origin = _read_origin(release, "llamagen_vq")
-    weights = give_back(tokenizer, map_llamagen_vq(tokenizer), origin.get("types", {}))
-    return weights, Report(len(weights), sum(tensor.numel() for tensor in weights.values()), {}, {})
 
 
 def _origin(kind: Kind, source: Path, report: Report) -> dict[str, Any]:
@@ -104,7 +155,7 @@ def _origin(kind: Kind, source: Path, report: Report) -> dict[str, Any]:
     return {"converted_from": {"kind": kind, "file": source.name, "sha256": digest, "types": dict(report.types)}}
 
 
-def _read_origin(release: Path, kind: Kind) -> Mapping[str, Any]:
-    """What `_origin` wrote, where the release was converted from this kind and not trained since."""
+def _types(release: Path, kind: Kind) -> Mapping[str, str]:
+    """Of which types the tensors were that a release was converted from; nothing if it was not."""
     origin = (read_config(release).get("training") or {}).get("converted_from") or {}
-    return origin if origin.get("kind") == kind else {}
+    return origin.get("types", {}) if origin.get("kind") == kind else {}

@@ -53,6 +53,29 @@ def map_llamagen_vq(tokenizer: ImageTokenizer) -> Mapped:
     return _map(tokenizer, {name: name for name in tokenizer.state_dict()}, {})
 
 
+def check_llamagen_shape(tokenizer: ImageTokenizer, what: str) -> None:
+    """Nothing, where LlamaGen's code could build the tokenizer too.
+
+    Raises:
+        UserError: it has parts that LlamaGen's have not.
+    """
+    config = tokenizer.config
+    fixed = {
+        "stem": (config.stem, 1),
+        "decoder_stem": (config.decoder_stem or 1, 1),
+        "patches": (config.patches, False),
+        "attention": (config.attention, True),
+        "middle": (config.middle, True),
+        "groups": (config.groups, 32),
+        "patch_encoder": (config.patch_encoder, None),
+        "quantizer.kind": (config.quantizer.kind, "vq"),
+        "quantizer.unit": (getattr(config.quantizer, "unit", True), True),
+    }
+    different = [f"{name}={own}" for name, (own, theirs) in fixed.items() if own != theirs]
+    if different:
+        raise UserError(f"{what} has parts that LlamaGen's image tokenizers have not ({', '.join(different)})")
+
+
 def _convert(
     names: Mapping[str, str], theirs: Mapping[str, Tensor], what: str, unit: bool, ignored: Mapping[str, str]
 ) -> tuple[ImageTokenizer, Report]:

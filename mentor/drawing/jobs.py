@@ -23,7 +23,7 @@ from mentor.data.pictures import (
 )
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing.loop import Room, Watcher, draw_all
-from mentor.drawing.memory import fitting, prefix_tokens
+from mentor.drawing.memory import fitting
 from mentor.drawing.model import Model, check_guidance
 from mentor.drawing.pictures import make_grid, to_picture, to_reference
 from mentor.drawing.progress import Tally, drawing_bar
@@ -89,7 +89,7 @@ def plan(
     parsed = parse_prompt(prompt, references)
     if not parsed:
         raise UserError("the prompt is empty: give some text, an image, or both")
-    length = prefix_tokens(model, parsed)
+    length = model.conditioner.count(parsed)
     about = {"prompt": prompt, "sampling": config.model_dump(mode="json"), "size": model.image_size}
     about |= {"model": str(model.folder), "fingerprint": model.release.fingerprint, "mentor": __version__}
     about |= {"precision": model.precision, "images": [encode_png(to_picture(reference)) for reference in references]}

@@ -6,9 +6,7 @@ import torch
 
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing.model import Model
-from mentor.errors import UserError
 from mentor.memory import free_memory
-from mentor.types import ImageSegment, Prompt, prompt_text
 
 # No more than these gain speed.
 MOST_ON_CPU = 64
@@ -20,27 +18,6 @@ _CODE = 24
 # Maps of the image decoder's widest level that are there at a time.
 _MAPS = 6
 _TEXT = ("not enough memory", "can't allocate memory", "out of memory")
-
-
-def prefix_tokens(model: Model, prompt: Prompt) -> int:
-    """Tokens of the prompt's prefix.
-
-    Raises:
-        UserError: they are more than the model has room for.
-    """
-    conditioner = model.release.generator.conditioner
-    own = [
-        model.tokens if isinstance(segment, ImageSegment) else len(conditioner.text_tokenizer.encode(segment.text))
-        for segment in prompt
-    ]
-    # The null condition has one token in the place of a prompt; then comes that of the start.
-    length, room = max(1, sum(own)) + 1, conditioner.config.longest(conditioner.spec)
-    if length > room:
-        raise UserError(
-            f"the prompt takes {length} prefix tokens and the model has room for {room} "
-            f"(an image takes {model.tokens}): shorten it: {prompt_text(prompt)[:80]!r}"
-        )
-    return length
 
 
 def picture_bytes(model: Model, config: SamplingConfig, prefix: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any, cast, get_args
 
 import torch
 
+from mentor.conditioning import Conditioner
 from mentor.decoding.settings import SamplingConfig
 from mentor.errors import UserError
 from mentor.models.checkpoint import Release, load_generator
@@ -34,6 +35,11 @@ class Model:
     def image_size(self) -> int:
         """Width and height of the pictures, in pixels."""
         return self.release.image_size
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """What reads the prompts."""
+        return self.release.generator.conditioner
 
     @property
     def tokens(self) -> int:

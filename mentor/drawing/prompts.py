@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field
 from mentor.config import Config, validate
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing.jobs import check_seeds, sampling_config
-from mentor.drawing.memory import prefix_tokens
 from mentor.drawing.model import Model, check_guidance
 from mentor.errors import UserError
 from mentor.types import parse_prompt
@@ -120,7 +119,7 @@ def check_lines(model: Model, lines: list[PromptLine]) -> Iterator[int]:
     for line in lines:
         try:
             check_guidance(model, line.sampling)
-            yield prefix_tokens(model, parse_prompt(line.prompt, [torch.empty(0)] * len(line.images)))
+            yield model.conditioner.count(parse_prompt(line.prompt, [torch.empty(0)] * len(line.images)))
         except UserError as error:
             raise UserError(f"{line.place}: {error}") from error
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mentor.conditioning import TextTokenizer
+from mentor.conditioning import Material
 from mentor.models.backbone import Backbone, BackboneConfig
 from mentor.models.generator import Generator, GeneratorConfig
 from mentor.models.heads import ARHead, ARHeadConfig
@@ -12,10 +12,10 @@ from mentor.types import CodeSpec
 
 
 def build_generator(
-    config: GeneratorConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, codebook: Float[Tensor, "v c"]
+    config: GeneratorConfig, material: Material, spec: CodeSpec, codebook: Float[Tensor, "v c"]
 ) -> Generator:
     """The generator that `config` describes, with fresh weights, for codes of the given kind."""
-    return Generator(config, text_tokenizer, spec, codebook)
+    return Generator(config, material, spec, codebook)
 
 
 def count_parameters(module: torch.nn.Module) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The decoder-only transformer; sizes follow LlamaGen's table (arXiv 2406.06525)."""
 
 from jaxtyping import Bool, Float
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mentor.config import Config
@@ -16,20 +16,25 @@ class BackboneConfig(Config):
     Attributes:
         width: width of a token, a multiple of `heads`.
         kv_heads: key-value heads (grouped-query attention); 0 means as many as `heads`.
+        hidden: width within the gated feed-forward; 0 takes 2/3 of four widths, rounded up to a multiple of 256.
         rope_base: base of the rotary frequencies; 10000 at 16 x 16 and above, less on small grids, where long waves
             would leave most pairs still.
         rope_prefix: whether reference cells in the prefix are turned like the target cells they stand for (the
             default), or left alone like all of MENTOR's prefix.
+        legacy_prefix: make queries and keys of the prefix zero, so that it is seen by its values alone, each as much as
+            the others. LlamaGen's published weights were trained so (its issue 54); good for nothing else.
     """
 
     layers: int
     width: int
     heads: int
     kv_heads: int = 0
+    hidden: int = Field(default=0, ge=0)
     dropout: float = 0.0
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     rope_prefix: bool = True
+    legacy_prefix: bool = False
 
     @model_validator(mode="after")
     def _check_shape(self) -> "BackboneConfig":
@@ -48,7 +53,7 @@ class Backbone(nn.Module):
         self.config = config
         self.kv_heads = config.kv_heads or config.heads
         self.head_width = config.width // config.heads
-        hidden = swiglu_hidden(config.width)
+        hidden = config.hidden or swiglu_hidden(config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, self.kv_heads, hidden, config.dropout, config.norm_eps)
             for _ in range(config.layers)

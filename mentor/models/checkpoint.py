@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mentor import __version__
-from mentor.conditioning import TextTokenizer
+from mentor.conditioning import load_material, save_material
 from mentor.errors import UserError
 from mentor.models.generator import Generator, GeneratorConfig
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
@@ -88,7 +88,7 @@ def save_generator(
     }
     with _whole_folder(folder) as partial:
         _write_release(partial, config, generator, card)
-        (partial / "text_tokenizer.json").write_text(generator.conditioner.text_tokenizer.to_json(), encoding="utf-8")
+        save_material(generator.material, partial)
         inner = {"kind": "image_tokenizer", "image_size": image_size}
         inner["image_tokenizer"] = image_tokenizer.config.model_dump()
         (partial / "image_tokenizer").mkdir()
@@ -123,9 +123,9 @@ def load_generator(folder: Path) -> Release:
         raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
     image_tokenizer = load_image_tokenizer(folder)
     spec = code_spec(image_tokenizer, config["image_size"])
-    text_tokenizer = TextTokenizer.load(folder / "text_tokenizer.json")
     generator_config = _parse(GeneratorConfig, config, "generator", folder)
-    generator = Generator(generator_config, text_tokenizer, spec, image_tokenizer.codebook)
+    material = load_material(generator_config.conditioner, folder)
+    generator = Generator(generator_config, material, spec, image_tokenizer.codebook)
     load_weights(generator, folder)
     return Release(generator.eval(), image_tokenizer, config["image_size"], config, config["fingerprint"])
 

@@ -45,7 +45,7 @@ class Decoder:
         with torch.no_grad():
             nowhere = torch.zeros(1, self.spec.tokens, generator.config.backbone.width, device=self.device)
             self.places = generator.place(nowhere, cells)[0]
-            self.rotary = generator.backbone.rotary(generator.coordinates(cells, 0))[0, 0]
+            self.rotary = generator.turns(cells, 0)[0, 0]
         self._null: Prefilled | None = None
         # On a GPU a batch records its steps, and the next one like it is drawn in the same tensors.
         self.records = self.device.type == "cuda"
@@ -78,8 +78,8 @@ class Decoder:
     def _prefill(self, prefix: Prefix, rows: list[int], length: int) -> list[Prefilled]:
         embeddings, cells = prefix.embeddings[rows, -length:], prefix.cells[rows, -length:]
         x = self.generator.place(embeddings, cells).to(self.dtype)
-        rotary = self.generator.backbone.rotary(self.generator.coordinates(cells, length))
-        cache = PrefixCache()
+        rotary = self.generator.turns(cells, length)
+        cache = PrefixCache(self.generator.config.causal_prefix)
         logits = self.generator.head(self.generator.backbone(x, rotary, None, cache, tail=1))[:, -1]
         return [Prefilled(cache.row(i), logits[i]) for i in range(len(rows))]
 
@@ -121,12 +121,12 @@ class Decoder:
         """
         count = ids.shape[1]
         cache.place(positions, count, end)
-        # Token i is placed at the cell it predicts, which is the next one.
-        if isinstance(positions, int):
-            where: slice | Tensor = slice(positions + 1, positions + 1 + count)
+        first = positions + self.generator.ahead
+        if isinstance(first, int):
+            where: slice | Tensor = slice(first, first + count)
             rotary = self.rotary[where].unsqueeze(0)
         else:
-            where = (positions + 1).unsqueeze(-1) + torch.arange(count, device=ids.device)
+            where = first.unsqueeze(-1) + torch.arange(count, device=ids.device)
             where = where.clamp(max=self.spec.tokens - 1)
             rotary = self.rotary[where].repeat(cache.parts, 1, 1, 1)
         x = (self.generator.embedding(ids) + self.places[where]).to(self.dtype)

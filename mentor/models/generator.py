@@ -1,14 +1,17 @@
 """The generator: conditioner, backbone and head, over a grid of codes it was built for."""
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mentor.conditioning import Condition, ConditionerConfig, TextTokenizer, build_conditioner
+from mentor.conditioning import Condition, ConditionerConfig, Material, build_conditioner
 from mentor.config import Config
 from mentor.models.backbone import Backbone, BackboneConfig
 from mentor.models.heads import ARHead, ARHeadConfig, CodeEmbedding
+from mentor.nn.rope import Rotary
 from mentor.types import CodeSpec
 
 
@@ -18,12 +21,19 @@ class GeneratorConfig(Config):
     Attributes:
         grid_std: standard deviation that the grid's row and column embeddings start with. It must be about as loud as
             the content of a token, or attention finds a cell's counterpart in the reference only after long training.
+        grid_embeddings: add them at all; without them tokens know their cell by rotary positions alone, as in LlamaGen.
+        placement: where a token stands: at the `next` cell, which it predicts, or at its `own` as in LlamaGen, where
+            what predicts the first cell stands nowhere.
+        causal_prefix: let tokens of the prefix see only what is before them, as in LlamaGen and MENTOR.
     """
 
     conditioner: ConditionerConfig
     backbone: BackboneConfig
     head: ARHeadConfig
     grid_std: float = 0.5
+    grid_embeddings: bool = True
+    placement: Literal["next", "own"] = "next"
+    causal_prefix: bool = False
 
 
 class Generator(nn.Module):
@@ -31,20 +41,29 @@ class Generator(nn.Module):
 
     The prefix sees itself in both directions, image tokens see the prefix and what was written before. Each token is
     placed at the cell that it *predicts*: the start token at cell 0, code i at cell i + 1. That is the place that a
-    reference's cell has too, so the query that predicts a cell finds its counterpart at distance zero.
+    reference's cell has too, so the query that predicts a cell finds its counterpart at distance zero. The settings
+    can also give the layout of LlamaGen and of MENTOR's own code.
+
+    Attributes:
+        material: what the conditioner was made of beside its settings.
+        ahead: how many cells ahead of its own a token is placed: 1, or 0 where tokens stand at their own.
     """
 
     def __init__(
-        self, config: GeneratorConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, codebook: Float[Tensor, "v c"]
+        self, config: GeneratorConfig, material: Material, spec: CodeSpec, codebook: Float[Tensor, "v c"]
     ) -> None:
         super().__init__()
         width = config.backbone.width
         self.config = config
         self.spec = spec
-        self.conditioner = build_conditioner(config.conditioner, text_tokenizer, spec, width)
+        self.material = material
+        self.conditioner = build_conditioner(config.conditioner, material, spec, width)
         self.embedding = CodeEmbedding(config.head, codebook, width)
-        self.rows = nn.Parameter(torch.randn(spec.grid[0], width) * config.grid_std)
-        self.columns = nn.Parameter(torch.randn(spec.grid[1], width) * config.grid_std)
+        self.ahead = int(config.placement == "next")
+        self.rows = self.columns = None
+        if config.grid_embeddings:
+            self.rows = nn.Parameter(torch.randn(spec.grid[0], width) * config.grid_std)
+            self.columns = nn.Parameter(torch.randn(spec.grid[1], width) * config.grid_std)
         self.backbone = Backbone(config.backbone)
         self.head = ARHead(config.head, codebook, width)
 
@@ -52,40 +71,62 @@ class Generator(nn.Module):
         """Logits of every image token given the prompt and the true tokens before it (teacher forcing)."""
         prefix = self.conditioner(condition)
         tokens = rearrange(ids, "b gy gx -> b (gy gx)")[:, :-1]
-        cells = self.token_cells(1, self.spec.tokens, tokens.device).expand(len(tokens), -1, -1)
+        cells = self.input_cells(tokens)
         x = torch.cat((self.place(prefix.embeddings, prefix.cells), self.place(self.embedding(tokens), cells)), dim=1)
-        coordinates = self.coordinates(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
-        mask = prefix_lm_mask(prefix.mask, tokens.shape[1])
-        return self.head(self.backbone(x, self.backbone.rotary(coordinates), mask, tail=self.spec.tokens))
+        rotary = self.turns(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
+        mask = prefix_lm_mask(prefix.mask, tokens.shape[1], self.config.causal_prefix)
+        return self.head(self.backbone(x, rotary, mask, tail=self.spec.tokens))
 
     def token_cells(self, first: int, last: int, device: torch.device) -> Int[Tensor, "1 t 2"]:
         """(row, column) of the cells `first` to `last` (not included)."""
         cells = torch.arange(first, last, device=device)
         return torch.stack((cells // self.spec.grid[1], cells % self.spec.grid[1]), dim=-1).unsqueeze(0)
 
+    def input_cells(self, ids: Int[Tensor, "b t"]) -> Int[Tensor, "b t 2"]:
+        """(row, column) of the cells where the first image tokens are placed."""
+        return self.token_cells(self.ahead, self.ahead + ids.shape[1], ids.device).expand(len(ids), -1, -1)
+
     def place(self, tokens: Float[Tensor, "b n d"], cells: Int[Tensor, "b n 2"]) -> Float[Tensor, "b n d"]:
         """The tokens with the embedding of their cell's row and column added, where they have one."""
+        if self.rows is None or self.columns is None:
+            return tokens
         on_grid = (cells >= 0).all(dim=-1, keepdim=True)
         row, column = cells.clamp(min=0).unbind(dim=-1)
         return tokens + (self.rows[row] + self.columns[column]) * on_grid
 
-    def coordinates(self, cells: Int[Tensor, "b n 2"], prefix: int) -> Float[Tensor, "b n 2"]:
-        """What each token is turned by: its cell, and nothing for text (or for all of the prefix, if so configured)."""
+    def turns(self, cells: Int[Tensor, "b n 2"], prefix: int) -> Rotary:
+        """What each token is turned by: its cell, and nothing for text (or for all of the prefix, if so configured).
+
+        Args:
+            cells: of the tokens.
+            prefix: how many of them, the first ones, are the prefix.
+        """
+        config = self.config.backbone
         coordinates = cells.clamp(min=0).float()
-        if not self.config.backbone.rope_prefix and prefix:
-            keep = torch.arange(cells.shape[1], device=cells.device) >= prefix - 1
-            coordinates = coordinates * keep.unsqueeze(-1)
-        return coordinates
+        places = torch.arange(cells.shape[1], device=cells.device)
+        if not config.rope_prefix and prefix:
+            coordinates = coordinates * (places >= prefix - 1).unsqueeze(-1)
+        rotary = self.backbone.rotary(coordinates)
+        if config.legacy_prefix and prefix:
+            rotary = rotary * rearrange(places >= prefix, "n -> n 1 1")
+        return rotary
 
 
-def prefix_lm_mask(prefix_mask: Bool[Tensor, "b p"], tokens: int) -> Bool[Tensor, "b 1 n n"]:
+def prefix_lm_mask(prefix_mask: Bool[Tensor, "b p"], tokens: int, causal: bool = False) -> Bool[Tensor, "b 1 n n"]:
     """True where a token may look: at the whole prefix from everywhere, at image tokens only backwards.
 
     Padding columns are off for all; padding rows look at the prefix like the others, so that no row is empty.
+
+    Args:
+        prefix_mask: True on the prefix's tokens, False on padding.
+        tokens: image tokens behind it.
+        causal: let the prefix look only backwards too; padding then looks at itself.
     """
     rows, length = prefix_mask.shape
     total = length + tokens
     allowed = torch.ones(total, total, dtype=torch.bool, device=prefix_mask.device).tril()
-    allowed[:, :length] = True
+    if not causal:
+        allowed[:, :length] = True
     keys = torch.cat((prefix_mask, prefix_mask.new_ones(rows, tokens)), dim=1)
-    return allowed & rearrange(keys, "b m -> b 1 1 m")
+    mask = allowed & rearrange(keys, "b m -> b 1 1 m")
+    return mask | torch.eye(total, dtype=torch.bool, device=mask.device) if causal else mask

@@ -31,7 +31,7 @@ def pack(generator: Generator, precision: Precision) -> Generator:
     bfloat16 for `bf16` and `int8`.
     """
     generator.eval().requires_grad_(False)
-    if generator.rows.device.type != "cpu" and precision != "fp32":
+    if generator.backbone.norm.weight.device.type != "cpu" and precision != "fp32":
         generator.backbone.to(torch.bfloat16)
     for module in list(generator.backbone.modules()):
         for name, child in module.named_children():

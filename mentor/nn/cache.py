@@ -14,14 +14,18 @@ WORTHWHILE = 64
 
 
 class PrefixCache:
-    """Keys and values of a prefix whose tokens all see each other, as prefilling leaves them.
+    """Keys and values of a prefix, as prefilling leaves them.
+
+    Args:
+        causal: whether its tokens see only what is before them; else all see each other.
 
     Attributes:
         keys: of each layer.
         values: of each layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, causal: bool = False) -> None:
+        self.causal = causal
         self.keys: list[Float[Tensor, "b g p k"]] = []
         self.values: list[Float[Tensor, "b g p k"]] = []
 
@@ -41,7 +45,11 @@ class PrefixCache:
         assert layer == len(self.keys), "a prefix is computed once"
         self.keys.append(keys.contiguous())
         self.values.append(values.contiguous())
-        return attend(queries, keys, values, None)
+        mask = None
+        if self.causal and keys.shape[2] > 1:
+            seen = torch.ones(keys.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril()
+            mask = rearrange(seen[-queries.shape[2] :], "q n -> 1 1 q n")
+        return attend(queries, keys, values, mask)
 
     def row(self, index: int) -> "PrefixCache":
         """One row of several that were computed together."""

@@ -9,7 +9,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.optim import Optimizer
 
-from mentor.conditioning import TextTokenizer
+from mentor.conditioning import (
+    ClassLabelConfig,
+    ConditionerConfig,
+    Material,
+    NativeConfig,
+    TextTokenizer,
+    load_material,
+)
 from mentor.config import validate
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
@@ -68,28 +75,47 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
             return _draw_image_tokenizer(config, datamodule)
         case AlignmentTraining():
             tokenizer_config, fingerprint = _read_image_tokenizer(config.image_tokenizer_from)
-            vocabulary = max(_LEAST_TEXT_VOCABULARY, config.conditioner.text_vocab_size)
+            material = blank_material(config.conditioner)
             if config.init_from is not None:
                 theirs = _read_generator(config.init_from)
                 check_same(config.init_from, theirs.model_dump(), config.generator.model_dump())
-                vocabulary = _text_vocabulary(config.init_from)
-            return _draw_generator(config, config.generator, vocabulary, tokenizer_config, fingerprint, datamodule)
+                material = blank_material(theirs.conditioner, Path(config.init_from))
+            return _draw_generator(config, config.generator, material, tokenizer_config, fingerprint, datamodule)
         case TuningTraining():
             generator = _read_generator(config.init_from)
             tokenizer_config, fingerprint = _read_image_tokenizer(config.init_from)
-            vocabulary = _text_vocabulary(config.init_from)
-            return _draw_generator(config, generator, vocabulary, tokenizer_config, fingerprint, datamodule)
+            material = blank_material(generator.conditioner, Path(config.init_from))
+            return _draw_generator(config, generator, material, tokenizer_config, fingerprint, datamodule)
         case _:
             assert_never(config)
 
 
-def draw_generator(config: GeneratorConfig, vocabulary: int, spec: CodeSpec) -> Generator:
-    """A generator on the meta device whose text tokenizer takes each blank-separated word for one of its entries."""
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+def draw_generator(config: GeneratorConfig, material: Material, spec: CodeSpec) -> Generator:
+    """A generator on the meta device."""
     with torch.device("meta"):
         codebook = torch.empty(spec.vocab_size, spec.code_width)
-        return build_generator(config, TextTokenizer(words), spec, codebook)
+        return build_generator(config, material, spec, codebook)
+
+
+def blank_material(config: ConditionerConfig, release: Path | None = None) -> Material:
+    """Material of the right size that takes no time to make; a text tokenizer takes a word for one of its entries.
+
+    Args:
+        config: of the conditioner.
+        release: the release folder that the generator is from, if it is from one.
+    """
+    match config:
+        case NativeConfig():
+            learned = None if release is None else load_material(config, release)
+            most = max(_LEAST_TEXT_VOCABULARY, config.text_vocab_size)
+            vocabulary = most if learned is None else learned.vocab_size
+            words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
+            words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+            return TextTokenizer(words)
+        case ClassLabelConfig():
+            return None
+        case _:
+            assert_never(config)
 
 
 def _draw_image_tokenizer(config: ImageTokenizerTraining, datamodule: TrainingData) -> Blueprint:
@@ -114,7 +140,7 @@ def _draw_image_tokenizer(config: ImageTokenizerTraining, datamodule: TrainingDa
 def _draw_generator(
     config: AlignmentTraining | TuningTraining,
     generator_config: GeneratorConfig,
-    vocabulary: int,
+    material: Material,
     tokenizer_config: ImageTokenizerConfig,
     fingerprint: str,
     datamodule: TrainingData,
@@ -127,7 +153,7 @@ def _draw_generator(
         check_size(config.data.image_size, spec, (rows, columns), image_tokenizer.factor)
     if datamodule.codes is not None:
         check_codes(datamodule.codes, config.data.places, fingerprint, spec, generator_config.conditioner)
-    generator = draw_generator(generator_config, vocabulary, spec)
+    generator = draw_generator(generator_config, material, spec)
     freeze(generator, config.freeze)
     optimizer = build_optimizer(generator.train(), config.optimizer)
     parts: dict[str, nn.Module | nn.Parameter] = dict(generator.named_children())
@@ -154,7 +180,3 @@ def _read_generator(folder: str) -> GeneratorConfig:
     if facts["kind"] != "generator":
         raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
     return validate(GeneratorConfig, facts["generator"])
-
-
-def _text_vocabulary(folder: str) -> int:
-    return TextTokenizer.load(Path(folder) / "text_tokenizer.json").vocab_size

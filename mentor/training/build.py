@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import assert_never
 
-from mentor.conditioning import TextTokenizer
+from mentor.conditioning import learn_material
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.models import Generator, build_generator
@@ -76,10 +76,9 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
     _require_folder(config.image_tokenizer_from, "image_tokenizer_from", f"stage=tokenizer experiment={config.name}")
     image_tokenizer = load_image_tokenizer(Path(config.image_tokenizer_from))
     if config.init_from is None:
-        captions = datamodule.captions(CAPTIONS)
-        text_tokenizer = TextTokenizer.train(captions, config.conditioner.text_vocab_size)
+        material = learn_material(config.conditioner, lambda: datamodule.captions(CAPTIONS))
         spec = code_spec(image_tokenizer, config.data.image_size)
-        return build_generator(config.generator, text_tokenizer, spec, image_tokenizer.codebook), image_tokenizer, None
+        return build_generator(config.generator, material, spec, image_tokenizer.codebook), image_tokenizer, None
     release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
     check_same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump())
     theirs, ours = weights_fingerprint(release.image_tokenizer), weights_fingerprint(image_tokenizer)

@@ -145,7 +145,7 @@ def _trace_generator(
 ) -> Traced:
     backbone = whole.config.backbone.model_copy(update={"layers": layers})
     shape = whole.config.model_copy(update={"backbone": backbone})
-    generator = draw_generator(shape, whole.conditioner.text_tokenizer.vocab_size, whole.spec).train(training)
+    generator = draw_generator(shape, whole.material, whole.spec).train(training)
     freeze(generator, config.freeze)
     if config.trainer.strategy == "fsdp" and config.trainer.precision != "32-true":
         # They come in low precision, and no copies of them are kept until the backward pass.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mentor.conditioning import ConditionerConfig
+from mentor.conditioning import ConditionerConfig, NativeConfig
 from mentor.data.codes import codes_command
 from mentor.data.packs import CodeLayout
 from mentor.errors import UserError
@@ -83,4 +83,4 @@ def check_codes(
 
 def reads_features(config: ConditionerConfig) -> bool:
     """Whether the conditioner looks at `Codes.features`."""
-    return "features" in config.image_features
+    return isinstance(config, NativeConfig) and "features" in config.image_features

@@ -313,7 +313,7 @@ def gather_generator(generator: Generator) -> Generator | None:
         return None
     with torch.device("meta"):
         codebook = torch.empty_like(generator.embedding.codebook, device="meta")
-        plain = Generator(generator.config, generator.conditioner.text_tokenizer, generator.spec, codebook)
+        plain = Generator(generator.config, generator.material, generator.spec, codebook)
     plain.load_state_dict(weights, assign=True)
     return plain.train(generator.training)
 

@@ -8,11 +8,15 @@ import pytest
 import torch
 from commandline import check_refusal, run_here
 from goldenvectors import read_golden
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mentor.models.checkpoint import load_image_tokenizer, read_config
+from mentor.conversion.image_tokenizers import convert_llamagen_vq
+from mentor.models.checkpoint import Card, load_image_tokenizer, read_config, save_image_tokenizer
 
 TOOL = "tools/convert_checkpoint.py"
+VQ = ("llamagen_vq", "vq.pt", "release")
+GPT = ("llamagen_gpt", "gpt.pt", "release", "--image-tokenizer", "vq")
 
 
 @pytest.fixture
@@ -46,6 +50,30 @@ def test_a_release_and_the_very_bits_again(
             assert tensor.dtype == golden.weights[name].dtype and torch.equal(tensor, golden.weights[name])
 
 
+def test_a_generator_is_converted_drawn_with_and_given_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = read_golden("llamagen_gpt_c2i_small")
+    torch.save({"model": golden.weights, "steps": 3}, place / "gpt.pt")
+    assert convert(monkeypatch, "llamagen_vq", "vq.pt", "vq", "--image-size", "128") == 0
+    assert convert(monkeypatch, *GPT, "--heads", "2") == 0
+    assert "release: 25 tensors, 193,664 parameters" in capsys.readouterr().out
+    draw = ["-m", "mentor.generate", "--model", "release", "--output", "out", "--num-images", "2"]
+    assert run_here([*draw, "7"], monkeypatch) == 0
+    capsys.readouterr()
+    assert Image.open(place / "out" / "000001.png").size == (128, 128)
+    check_refusal(run_here([*draw, "a cat"], monkeypatch), capsys.readouterr().err, ("'a cat'", "number from 0 to 9"))
+    assert convert(monkeypatch, "llamagen_gpt", "release", "back.pt", "--to", "llamagen") == 0
+    back = torch.load(place / "back.pt", weights_only=True)["model"]
+    assert back.keys() == golden.weights.keys()
+    assert all(torch.equal(back[name], golden.weights[name]) for name in back)
+    assert convert(monkeypatch, "llamagen_vq", "release", "vq_back.safetensors", "--to", "llamagen") == 0
+    back = load_file(place / "vq_back.safetensors")
+    assert all(
+        torch.equal(back[name], tensor.float()) for name, tensor in read_golden("llamagen_vq_small").weights.items()
+    )
+
+
 def test_the_part_that_is_named_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert convert(monkeypatch, "llamagen_vq", "vq.pt", "release", "--part", "model") == 0
     assert not load_file(place / "release" / "model.safetensors")["encoder.conv_in.weight"].any()
@@ -74,6 +102,25 @@ def another_kind(place: Path) -> None:
     torch.save(read_golden("llamagen_gpt_c2i_small").weights, place / "vq.pt")
 
 
+def a_generator(place: Path) -> None:
+    torch.save(read_golden("llamagen_gpt_c2i_small").weights, place / "gpt.pt")
+    tokenizer, _ = convert_llamagen_vq(read_golden("llamagen_vq_small").weights, "golden")
+    save_image_tokenizer(place / "vq", tokenizer, 128, Card("vq"))
+
+
+def another_vocabulary(place: Path) -> None:
+    a_generator(place)
+    weights = read_golden("llamagen_gpt_c2i_small").weights
+    for name in ("tok_embeddings.weight", "output.weight"):
+        weights[name] = weights[name][1:]
+    torch.save(weights, place / "gpt.pt")
+
+
+def a_tokenizer(place: Path) -> None:
+    a_generator(place)
+    torch.save(read_golden("llamagen_vq_small").weights, place / "gpt.pt")
+
+
 def in_the_way(place: Path) -> None:
     (place / "release").mkdir()
 
@@ -84,7 +131,6 @@ def no_tokenizer_of_llamagen(place: Path) -> None:
     save_tiny_releases(place / "releases")
 
 
-VQ = ("llamagen_vq", "vq.pt", "release")
 MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
     "unknown kind": (nothing, ("llamagen", *VQ[1:]), ("llamagen", "llamagen_vq", "taming_vqgan")),
     "missing file": (nothing, ("llamagen_vq", "none.pt", "release"), ("none.pt is not there",)),
@@ -109,6 +155,20 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "no such part": (nothing, (*VQ, "--part", "best"), ("vq.pt holds no weights", "best", "ema")),
     "a size that does not fit": (nothing, (*VQ, "--image-size", "100"), ("image_size 100", "factor 16")),
     "a release in the way": (in_the_way, VQ, ("release is there already",)),
+    "a generator without image tokenizer": (nothing, ("llamagen_gpt", *VQ[1:]), ("--image-tokenizer DIR",)),
+    "a generator of the wrong heads": (a_generator, (*GPT, "--heads", "3"), ("width 64", "3 heads", "--heads")),
+    "a generator of no published size": (a_generator, GPT, ("width 64", "no shape tells", "--heads")),
+    "a generator of another image tokenizer": (
+        another_vocabulary,
+        (*GPT, "--heads", "2"),
+        ("gpt.pt draws 255 codes", "has 256"),
+    ),
+    "an image tokenizer as a generator": (a_tokenizer, GPT, ("gpt.pt holds no generator of this kind", "tok_embed")),
+    "back from a generator of ours": (
+        no_tokenizer_of_llamagen,
+        ("llamagen_gpt", "releases/model", "b.pt", "--to", "llamagen"),
+        ("releases/model has parts that LlamaGen's generators have not (conditioner.kind=native",),
+    ),
     "back from no release": (nothing, ("llamagen_vq", "vq", "b.pt", "--to", "llamagen"), ("vq is not a release",)),
     "back to another file type": (
         nothing,

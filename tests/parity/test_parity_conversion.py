@@ -1,5 +1,6 @@
 """Converted weights against what the original implementations made of them, and against transformers' classes."""
 
+import pytest
 import torch
 from goldenvectors import read_golden
 from torch import Tensor, nn
@@ -7,7 +8,13 @@ from transformers import ChameleonVQVAEConfig, JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from mentor.conditioning import Condition
+from mentor.conversion.generators import convert_llamagen_gpt
 from mentor.conversion.image_tokenizers import convert_llamagen_vq, convert_taming_vqgan
+from mentor.decoding.settings import SamplingConfig
+from mentor.sampling import sample
+from mentor.tokenizers import ImageTokenizer
+from mentor.types import TextSegment
 
 SIZES = {"base_channels": 32, "channel_multiplier": [1, 2, 4], "latent_channels": 48, "num_embeddings": 60}
 
@@ -45,6 +52,39 @@ def test_llamagen_image_tokenizer_gives_the_golden_ids_and_pixels() -> None:
     assert torch.equal(codes.ids, golden.made["ids"])
     assert (latents - golden.made["pre_quant"]).abs().max() < 1e-4
     assert (drawn - golden.made["decoded"].clamp(-1, 1)).abs().max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> ImageTokenizer:
+    tokenizer, _ = convert_llamagen_vq(read_golden("llamagen_vq_small").weights, "golden")
+    return tokenizer
+
+
+def test_llamagen_class_conditional_generator_gives_the_golden_logits(image_tokenizer: ImageTokenizer) -> None:
+    golden = read_golden("llamagen_gpt_c2i_small")
+    generator, report = convert_llamagen_gpt(golden.weights, "golden", image_tokenizer, 128, heads=2)
+    assert report.tensors == len(golden.weights)
+    prompts = [(TextSegment(str(label)),) for label in golden.given["labels"].tolist()]
+    with torch.no_grad():
+        logits = generator(Condition(prompts, None), golden.given["ids"].view(2, 8, 8))
+    assert (logits - golden.made["logits"]).abs().max() < 1e-4
+
+
+def test_a_converted_generator_draws_with_guidance_as_its_formula_says(image_tokenizer: ImageTokenizer) -> None:
+    golden = read_golden("llamagen_gpt_c2i_small")
+    generator, _ = convert_llamagen_gpt(golden.weights, "golden", image_tokenizer, 128, heads=2)
+    prompts = [(TextSegment(str(label)),) for label in golden.given["labels"].tolist()]
+    seen: list[Tensor] = []
+    drawn = sample(
+        generator,
+        Condition(prompts, None),
+        [0, 1],
+        SamplingConfig(guidance=3.0),
+        [lambda logits: seen.append(logits) or logits],
+    )
+    with torch.no_grad():
+        given, nothing = (generator(Condition(rows, None), drawn) for rows in (prompts, [(), ()]))
+    assert (torch.stack(seen, dim=1) - (nothing + 3.0 * (given - nothing))).abs().max() < 1e-4
 
 
 def test_taming_vqgan_agrees_with_chameleons_encoder_and_januss_decoder() -> None:

@@ -37,12 +37,16 @@ def encode(images: torch.Tensor) -> Codes:
     return Codes(ids, pooled[:, [0, 1, 2, 0]], pooled[:, [0, 1, 2, 2, 1, 0]])
 
 
-def make_generator(kv_heads: int = 0) -> Generator:
+def make_generator(kv_heads: int = 0, published: bool = False) -> Generator:
+    """A small generator; `published` gives it the layout of LlamaGen's."""
     torch.manual_seed(0)
+    shape = {"layers": 2, "width": 32, "heads": 4, "kv_heads": kv_heads, "rope_base": 100}
+    layout = {"grid_embeddings": False, "placement": "own", "causal_prefix": True} if published else {}
     config = GeneratorConfig(
         conditioner=NativeConfig(max_prefix=512),
-        backbone=BackboneConfig(layers=2, width=32, heads=4, kv_heads=kv_heads, rope_base=100),
+        backbone=BackboneConfig(**shape, rope_prefix=not published, legacy_prefix=published),
         head=ARHeadConfig(),
+        **layout,
     )
     model = Generator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
     torch.nn.init.normal_(model.head.vectors.free.weight, std=0.5)
@@ -57,6 +61,11 @@ def generator() -> Generator:
 @pytest.fixture(scope="module")
 def grouped() -> Generator:
     return make_generator(kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def published() -> Generator:
+    return make_generator(published=True)
 
 
 def condition(*prompts: Prompt) -> Condition:
@@ -109,6 +118,21 @@ def test_logits_equal_those_without_a_cache_for_every_option(
         cached = torch.stack([logits[row] for logits in seen])
         assert (cached - uncached(generator, prompt, drawn[row], config)).abs().max() < 1e-4
     assert len({tuple(ids.flatten().tolist()) for ids in drawn}) == len(prompts)
+
+
+@pytest.mark.parametrize(
+    "prompts", [[FULL, RED], [LONG] * 3, [LONG] * 2 + [LONGER] * 2], ids=["ragged", "one", "pairs"]
+)
+def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: Generator, prompts: list[Prompt]) -> None:
+    config = SamplingConfig(guidance=2.0, guidance_interval=(0.2, 1.0))
+    seen: list[torch.Tensor] = []
+    seeds = range(len(prompts))
+    drawn = sample(published, condition(*prompts), seeds, config, [lambda logits: seen.append(logits) or logits])
+    for row, prompt in enumerate(prompts):
+        cached = torch.stack([logits[row] for logits in seen])
+        assert (cached - uncached(published, prompt, drawn[row], config)).abs().max() < 1e-4
+    greedy, drafted = (SamplingConfig(temperature=0, speculative=tokens) for tokens in (0, 4))
+    assert torch.equal(*(sample(published, condition(*prompts), seeds, each) for each in (greedy, drafted)))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

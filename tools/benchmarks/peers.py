@@ -112,12 +112,12 @@ def uncached_logits(generator: Generator, guided: bool, ids: Int[Tensor, "b t"])
     condition = text_condition(len(ids))
     prefix = generator.conditioner(with_null(condition) if guided else condition)
     tokens = ids.repeat(2, 1) if guided else ids
-    cells = generator.token_cells(1, 1 + tokens.shape[1], tokens.device).expand(len(tokens), -1, -1)
+    cells = generator.input_cells(tokens)
     embedded = generator.place(generator.embedding(tokens), cells)
     x = torch.cat((generator.place(prefix.embeddings, prefix.cells), embedded), dim=1)
-    coordinates = generator.coordinates(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
+    rotary = generator.turns(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
     mask = prefix_lm_mask(prefix.mask, tokens.shape[1])
-    return generator.head(generator.backbone(x, generator.backbone.rotary(coordinates), mask, tail=1))[:, -1]
+    return generator.head(generator.backbone(x, rotary, mask, tail=1))[:, -1]
 
 
 def uncached_seconds(generator: Generator, guided: bool, samples: int = 9) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.models import CAPTION, CAPTIONS, GUIDANCE, prefix_length, random_generator, size_config, text_condition
 from benchmarks.rows import Row, single, timed
-from mentor.conditioning import TextTokenizer
+from mentor.conditioning import learn_material
 from mentor.config import compose, validate
 from mentor.models import Generator, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator
@@ -68,9 +68,9 @@ def save_demo(folder: Path) -> None:
     torch.manual_seed(0)
     image_tokenizer = build_image_tokenizer(first.image_tokenizer).eval()
     size = second.data.image_size
-    text_tokenizer = TextTokenizer.train(CAPTIONS * 2, second.conditioner.text_vocab_size)
+    material = learn_material(second.conditioner, lambda: CAPTIONS * 2)
     codes = code_spec(image_tokenizer, size)
-    generator = build_generator(second.generator, text_tokenizer, codes, image_tokenizer.codebook)
+    generator = build_generator(second.generator, material, codes, image_tokenizer.codebook)
     save_generator(folder, generator.eval(), image_tokenizer, size, Card("benchmark"))
 
 

@@ -3,29 +3,13 @@
 import pytest
 import torch
 
-from mentor.conditioning import encode_condition
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing import memory
-from mentor.drawing.memory import decoder_bytes, fitting, picture_bytes, prefix_tokens, ran_out
+from mentor.drawing.memory import decoder_bytes, fitting, picture_bytes, ran_out
 from mentor.drawing.model import Model
 from mentor.errors import UserError
-from mentor.types import parse_prompt
 
 MILD = SamplingConfig()
-
-
-@pytest.mark.parametrize(("text", "images"), [("a red mug", 0), ("the mug in <image> and <image>", 2), ("<image>", 1)])
-def test_the_length_of_a_prefix_is_known_before_anything_is_encoded(model: Model, text: str, images: int) -> None:
-    empty = parse_prompt(text, [torch.empty(0)] * images)
-    whole = parse_prompt(text, [torch.zeros(3, 16, 16) + index / 8 for index in range(images)])
-    condition = encode_condition([whole], model.release.image_tokenizer.encode)
-    with torch.no_grad():
-        assert prefix_tokens(model, empty) == model.release.generator.conditioner(condition).mask.shape[1]
-
-
-def test_a_prompt_without_room_is_refused_as_drawing_it_would_be(model: Model) -> None:
-    with pytest.raises(UserError, match=r"takes \d+ prefix tokens and the model has room for 64"):
-        prefix_tokens(model, parse_prompt("many words " * 40, []))
 
 
 def test_what_a_picture_takes_grows_with_its_rows_its_prompt_and_its_window(model: Model) -> None:

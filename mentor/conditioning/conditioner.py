@@ -1,0 +1,40 @@
+"""The contract that every conditioner keeps; tests/unit/conditioning/test_conditioning_contract.py holds each to it."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import nn
+
+from mentor.conditioning.prefix import Condition, Prefix
+from mentor.types import Prompt, prompt_text
+
+
+class Conditioner(nn.Module, ABC):
+    """Turns prompts into a prefix.
+
+    Attributes:
+        reads_codes: whether it looks at the codes of reference images; else they need not be made.
+    """
+
+    reads_codes: ClassVar[bool]
+
+    @abstractmethod
+    def forward(self, condition: Condition) -> Prefix:
+        """The prefix of a batch of prompts.
+
+        Raises:
+            UserError: a prompt is none that this conditioner can read.
+        """
+
+    @abstractmethod
+    def count(self, prompt: Prompt) -> int:
+        """Tokens that the prompt's prefix has.
+
+        Raises:
+            UserError: they are more than there is room for, or the prompt is none that this conditioner can read.
+        """
+
+
+def shown(prompt: Prompt) -> str:
+    """The beginning of a prompt, for messages."""
+    return repr(prompt_text(prompt)[:80])

@@ -1,0 +1,153 @@
+"""What every conditioner keeps to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from mentor.conditioning import (
+    ClassLabelConfig,
+    Condition,
+    Conditioner,
+    ConditionerConfig,
+    Material,
+    NativeConfig,
+    build_conditioner,
+    encode_condition,
+    learn_material,
+    load_material,
+    save_material,
+)
+from mentor.errors import UserError
+from mentor.types import Codes, CodeSpec, Prompt, parse_prompt
+
+SPEC = CodeSpec(grid=(2, 3), vocab_size=16, code_width=4, feature_width=5)
+CAPTIONS = ["a red circle at the left", "a blue square on red stripes", "a red square at the top"] * 5
+WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A conditioner's settings, prompts that it can read, and some that it cannot."""
+
+    config: ConditionerConfig
+    prompts: Sequence[Prompt]
+    unreadable: Sequence[Prompt]
+
+
+def image(value: float) -> torch.Tensor:
+    return torch.full((3, 4, 6), value)
+
+
+def text(words: str, *values: float) -> Prompt:
+    return parse_prompt(words, [image(value) for value in values])
+
+
+CASES = {
+    "native": Case(
+        NativeConfig(max_prefix=32),
+        [text("red"), text("a blue square on"), text("<image>", 0.1), text("a red <image> and <image>", 0.5, 0.2)],
+        [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
+    ),
+    "class_label": Case(
+        ClassLabelConfig(classes=12),
+        [text("3"), text(" 11 ")],
+        [text("12"), text("-1"), text("a cat"), text("³"), text("<image>", 0.1), text("3<image>", 0.1)],
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def material(case: Case) -> Material:
+    return learn_material(case.config, lambda: CAPTIONS)
+
+
+@pytest.fixture
+def conditioner(case: Case, material: Material) -> Conditioner:
+    torch.manual_seed(0)
+    return build_conditioner(case.config, material, SPEC, WIDTH).eval()
+
+
+def encode(images: torch.Tensor) -> Codes:
+    count = len(images)
+    value = images.mean(dim=(1, 2, 3)).view(count, 1, 1, 1)
+    ids = torch.zeros(count, 2, 3, dtype=torch.long)
+    return Codes(ids, value * torch.linspace(1, 2, 24).view(4, 2, 3), value * torch.linspace(-1, 1, 30).view(5, 2, 3))
+
+
+def condition(conditioner: Conditioner, prompts: Sequence[Prompt]) -> Condition:
+    return encode_condition(prompts, encode) if conditioner.reads_codes else Condition(prompts, None)
+
+
+def test_prefixes_are_padded_on_the_left_and_their_length_is_known_before(conditioner: Conditioner, case: Case) -> None:
+    prompts = [*case.prompts, ()]
+    prefix = conditioner(condition(conditioner, prompts))
+    lengths = [conditioner.count(prompt) for prompt in prompts]
+    most = max(lengths)
+    assert prefix.embeddings.shape == (len(prompts), most, WIDTH)
+    assert prefix.mask.tolist() == [[False] * (most - length) + [True] * length for length in lengths]
+    assert prefix.cells.shape == (len(prompts), most, 2)
+    assert most <= case.config.longest(SPEC)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(conditioner: Conditioner, case: Case) -> None:
+    together = conditioner(condition(conditioner, case.prompts))
+    for row, prompt in enumerate(case.prompts):
+        alone = conditioner(condition(conditioner, [prompt]))
+        length = alone.embeddings.shape[1]
+        assert torch.allclose(together.embeddings[row, -length:], alone.embeddings[0], atol=1e-6)
+        assert torch.equal(together.cells[row, -length:], alone.cells[0])
+
+
+def test_spans_follow_each_other_and_cover_the_prompt(conditioner: Conditioner, case: Case) -> None:
+    prefix = conditioner(condition(conditioner, [*case.prompts, ()]))
+    for row, spans in enumerate(prefix.spans):
+        assert spans[0].start == 0 and spans[-1].end == int(prefix.mask[row].sum())
+        assert all(one.end == following.start for one, following in pairwise(spans))
+    assert prefix.spans[-1][0].kind == "null"
+    assert all("null" not in [span.kind for span in spans] for spans in prefix.spans[:-1])
+
+
+def test_prompts_differ_from_each_other_and_from_nothing(conditioner: Conditioner, case: Case) -> None:
+    alone = [conditioner(condition(conditioner, [prompt])).embeddings for prompt in [*case.prompts, ()]]
+    for place, one in enumerate(alone):
+        assert all(one.shape != other.shape or not torch.equal(one, other) for other in alone[place + 1 :])
+
+
+def test_gradients_reach_every_part(conditioner: Conditioner, case: Case) -> None:
+    prefix = conditioner.train()(condition(conditioner, [*case.prompts, ()]))
+    (prefix.embeddings * torch.randn_like(prefix.embeddings)).sum().backward()
+    for name, parameter in conditioner.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_what_cannot_be_read_is_refused_before_and_when_it_is_read(conditioner: Conditioner, case: Case) -> None:
+    calls: list[Callable[[Prompt], object]] = [
+        conditioner.count,
+        lambda prompt: conditioner(condition(conditioner, [prompt])),
+    ]
+    for prompt in case.unreadable:
+        for call in calls:
+            with pytest.raises(UserError, match=r"room for|draws classes"):
+                call(prompt)
+
+
+def test_settings_and_material_make_the_same_again(
+    conditioner: Conditioner, case: Case, material: Material, tmp_path: Path
+) -> None:
+    save_material(material, tmp_path)
+    adapter: TypeAdapter[ConditionerConfig] = TypeAdapter(ConditionerConfig)
+    config = adapter.validate_python(case.config.model_dump(mode="json"))
+    again = build_conditioner(config, load_material(config, tmp_path), SPEC, WIDTH).eval()
+    again.load_state_dict(conditioner.state_dict())
+    both = [each(condition(each, case.prompts)).embeddings for each in (conditioner, again)]
+    assert torch.equal(*both)
