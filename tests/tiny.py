@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mentor.conditioning import NativeConfig, TextTokenizer
+from mentor.conditioning import NativeConfig, PretrainedText, TextTokenizer
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
@@ -42,6 +42,23 @@ def tiny_generator(
     )
     text_tokenizer = TextTokenizer.train(CAPTIONS, 300)
     return build_generator(config, text_tokenizer, code_spec(image_tokenizer, image_size), image_tokenizer.codebook)
+
+
+def tiny_text_encoder(width: int = 24) -> PretrainedText:
+    """A T5 encoder with random weights, the same at every call; it knows the words of the captions and marks ends."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    table = {word: place for place, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])  # type: ignore
+    torch.manual_seed(3)
+    shape = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "vocab_size": len(table)}
+    model = T5EncoderModel(T5Config(**shape)).eval().requires_grad_(False)
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PretrainedText(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks))
 
 
 def save_tiny_releases(folder: Path, codes: int = 32) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, assert_never
 
 from pydantic import Field
 
+from mentor.conditioning.caption import CaptionConditioner, CaptionConfig
 from mentor.conditioning.class_label import ClassLabelConditioner, ClassLabelConfig
 from mentor.conditioning.conditioner import Conditioner
 from mentor.conditioning.native import NativeConditioner, NativeConfig
@@ -22,14 +23,17 @@ from mentor.conditioning.prefix import (
     images_only,
     text_only,
 )
+from mentor.conditioning.pretrained import PretrainedText, load_pretrained_text
 from mentor.conditioning.text_tokenizer import TextTokenizer
+from mentor.errors import UserError
 from mentor.types import CodeSpec
 
-ConditionerConfig = Annotated[NativeConfig | ClassLabelConfig, Field(discriminator="kind")]
+ConditionerConfig = Annotated[NativeConfig | ClassLabelConfig | CaptionConfig, Field(discriminator="kind")]
 
-# What a conditioner is made of beside its settings: learned from data, and kept beside the weights.
-Material = TextTokenizer | None
+# What a conditioner is made of beside its settings: learned, or given by others, and kept beside the weights.
+Material = TextTokenizer | PretrainedText | None
 
+_TEXT_ENCODER = "text_encoder"
 _TEXT_TOKENIZER = "text_tokenizer.json"
 
 
@@ -37,8 +41,11 @@ def build_conditioner(config: ConditionerConfig, material: Material, spec: CodeS
     """The conditioner that `config` describes, giving tokens of `width`."""
     match config:
         case NativeConfig():
-            assert material is not None
+            assert isinstance(material, TextTokenizer)
             return NativeConditioner(config, material, spec, width)
+        case CaptionConfig():
+            assert isinstance(material, PretrainedText)
+            return CaptionConditioner(config, material, width)
         case ClassLabelConfig():
             return ClassLabelConditioner(config, width)
         case _:
@@ -46,10 +53,18 @@ def build_conditioner(config: ConditionerConfig, material: Material, spec: CodeS
 
 
 def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[str]]) -> Material:
-    """What the conditioner needs, learned from captions, which are asked for only if they are needed."""
+    """What a new conditioner needs; captions are asked for only if something is learned from them.
+
+    Raises:
+        UserError: a pretrained encoder is not there.
+    """
     match config:
         case NativeConfig():
             return TextTokenizer.train(captions(), config.text_vocab_size)
+        case CaptionConfig():
+            if not config.encoder:
+                raise UserError("conditioner.encoder names no text encoder: give a folder or a name on the hub")
+            return load_pretrained_text(config.encoder)
         case ClassLabelConfig():
             return None
         case _:
@@ -58,7 +73,9 @@ def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[st
 
 def save_material(material: Material, folder: Path) -> None:
     """Write it into a release folder."""
-    if material is not None:
+    if isinstance(material, PretrainedText):
+        material.save(folder / _TEXT_ENCODER)
+    elif material is not None:
         (folder / _TEXT_TOKENIZER).write_text(material.to_json(), encoding="utf-8")
 
 
@@ -71,6 +88,8 @@ def load_material(config: ConditionerConfig, folder: Path) -> Material:
     match config:
         case NativeConfig():
             return TextTokenizer.load(folder / _TEXT_TOKENIZER)
+        case CaptionConfig():
+            return load_pretrained_text(folder / _TEXT_ENCODER)
         case ClassLabelConfig():
             return None
         case _:
@@ -78,6 +97,8 @@ def load_material(config: ConditionerConfig, folder: Path) -> Material:
 
 
 __all__ = [
+    "CaptionConditioner",
+    "CaptionConfig",
     "ClassLabelConditioner",
     "ClassLabelConfig",
     "Condition",
@@ -87,6 +108,7 @@ __all__ = [
     "NativeConditioner",
     "NativeConfig",
     "Prefix",
+    "PretrainedText",
     "Span",
     "TextTokenizer",
     "build_conditioner",
@@ -95,6 +117,7 @@ __all__ = [
     "images_only",
     "learn_material",
     "load_material",
+    "load_pretrained_text",
     "save_material",
     "text_only",
 ]

@@ -14,9 +14,13 @@ class Conditioner(nn.Module, ABC):
 
     Attributes:
         reads_codes: whether it looks at the codes of reference images; else they need not be made.
+        null_as_long: whether what stands for nothing is as long as the prompt that it stands beside.
+        apart: beginnings of the names of tensors that are kept with its material, and not with its weights.
     """
 
     reads_codes: ClassVar[bool]
+    null_as_long: ClassVar[bool] = False
+    apart: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, condition: Condition) -> Prefix:
@@ -25,6 +29,10 @@ class Conditioner(nn.Module, ABC):
         Raises:
             UserError: a prompt is none that this conditioner can read.
         """
+
+    def null_prefix(self, tokens: int) -> Prefix:
+        """The prefix that stands for nothing beside a prompt of so many prefix tokens."""
+        return self(Condition([()], None))
 
     @abstractmethod
     def count(self, prompt: Prompt) -> int:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from mentor.conditioning import load_pretrained_text
 from mentor.conversion.generators import check_llamagen_layout, convert_llamagen_gpt, map_llamagen_gpt
 from mentor.conversion.image_tokenizers import (
     check_llamagen_shape,
@@ -46,12 +47,14 @@ class Given:
             there, and averaged weights first for an image tokenizer, as LlamaGen's own tools do.
         image_tokenizer: release folder of the image tokenizer whose codes a generator draws.
         heads: query heads of a generator; 0 takes those of the published size of its width.
+        text_encoder: folder or hub name of the text encoder that a text-conditional generator was trained with.
     """
 
     image_size: int | None = None
     part: str | None = None
     image_tokenizer: Path | None = None
     heads: int = 0
+    text_encoder: str | None = None
 
 
 def convert(kind: Kind, source: Path, output: Path, given: Given) -> Report:
@@ -143,7 +146,8 @@ def _convert_generator(kind: Kind, source: Path, output: Path, given: Given) -> 
     image_tokenizer = load_image_tokenizer(given.image_tokenizer)
     size = given.image_size or read_config(given.image_tokenizer)["image_size"]
     theirs = _read(source, given, "model")
-    generator, report = convert_llamagen_gpt(theirs, str(source), image_tokenizer, size, given.heads)
+    text = None if given.text_encoder is None else load_pretrained_text(given.text_encoder)
+    generator, report = convert_llamagen_gpt(theirs, str(source), image_tokenizer, size, given.heads, text)
     save_generator(output, generator, image_tokenizer, size, Card(kind, _origin(kind, source, report)))
     return report
 

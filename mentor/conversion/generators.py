@@ -1,4 +1,4 @@
-"""Generators of LlamaGen (arXiv 2406.06525), class-conditional."""
+"""Generators of LlamaGen (arXiv 2406.06525), class-conditional and text-conditional."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from torch import Tensor
 
-from mentor.conditioning import ClassLabelConfig, ConditionerConfig
+from mentor.conditioning import CaptionConfig, ClassLabelConfig, ConditionerConfig, PretrainedText
 from mentor.conversion.mapping import Mapped, Report, take
 from mentor.errors import UserError
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
@@ -17,6 +17,16 @@ from mentor.tokenizers import ImageTokenizer
 # Heads of the published sizes, by their width.
 _HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 _CLASSES = "cls_embedding.embedding_table.weight"
+_NOTHING = "cls_embedding.uncond_embedding"
+# Of each conditioner of ours, what LlamaGen calls its parts.
+_CONDITIONERS = {
+    "class_label": {"classes.weight": _CLASSES},
+    "caption": {
+        "project_in.weight": "cls_embedding.cap_proj.fc1.weight",
+        "project_out.weight": "cls_embedding.cap_proj.fc2.weight",
+        "nothing": _NOTHING,
+    },
+}
 # Of a block of ours, what LlamaGen calls its parts; two names: one below the other.
 _BLOCK = {
     "attention.qkv.weight": ("attention.wqkv.weight",),
@@ -29,7 +39,13 @@ _BLOCK = {
 
 
 def convert_llamagen_gpt(
-    theirs: Mapping[str, Tensor], what: str, image_tokenizer: ImageTokenizer, image_size: int, heads: int = 0
+    theirs: Mapping[str, Tensor],
+    what: str,
+    image_tokenizer: ImageTokenizer,
+    image_size: int,
+    heads: int = 0,
+    text: PretrainedText | None = None,
+    repaired: bool = False,
 ) -> tuple[Generator, Report]:
     """The generator of a LlamaGen checkpoint, over the codes of an image tokenizer.
 
@@ -39,11 +55,14 @@ def convert_llamagen_gpt(
         image_tokenizer: whose codes it draws.
         image_size: of its pictures, in pixels.
         heads: query heads, which no shape tells; 0 takes those of the published size of that width.
+        text: the encoder of captions that a text-conditional generator was trained with.
+        repaired: the weights were trained without the fault of LlamaGen's that zeroes the prefix's queries and keys.
 
     Raises:
         UserError: these are not such weights, or they are of another image tokenizer.
     """
-    config = _read_config(theirs, what, heads)
+    config = _read_config(theirs, what, heads, repaired)
+    material = _check_text(config.conditioner, theirs, what, text)
     spec = code_spec(image_tokenizer, image_size)
     codes = len(theirs["output.weight"])
     if codes != spec.vocab_size:
@@ -51,7 +70,7 @@ def convert_llamagen_gpt(
             f"{what} draws {codes} codes and the image tokenizer has {spec.vocab_size}: "
             "give the one it was trained with"
         )
-    generator = build_generator(config, None, spec, image_tokenizer.codebook)
+    generator = build_generator(config, material, spec, image_tokenizer.codebook)
     report = take(generator, theirs, map_llamagen_gpt(generator), what)
     return generator.eval(), report
 
@@ -62,15 +81,17 @@ def map_llamagen_gpt(generator: Generator) -> Mapped:
         "backbone.norm.weight": ("norm.weight",),
         "embedding.free.weight": ("tok_embeddings.weight",),
         "head.vectors.free.weight": ("output.weight",),
-        "conditioner.classes.weight": (_CLASSES,),
     }
+    kind = generator.config.conditioner.kind
+    for ours, name in _CONDITIONERS[kind].items():
+        sources[f"conditioner.{ours}"] = (name,)
     for layer in range(generator.config.backbone.layers):
         for ours, names in _BLOCK.items():
             sources[f"backbone.blocks.{layer}.{ours}"] = tuple(f"layers.{layer}.{name}" for name in names)
     state = generator.state_dict()
-    # The code vectors, which LlamaGen's generators do not look at.
-    own = {name: state[name] for name in ("embedding.codebook", "head.vectors.codebook")}
-    return Mapped(sources, own)
+    # The code vectors, which LlamaGen's generators do not look at, and encoders, which are files of their own.
+    kept = ("embedding.codebook", "head.vectors.codebook", *generator.kept_apart)
+    return Mapped(sources, {name: tensor for name, tensor in state.items() if name.startswith(kept)})
 
 
 def check_llamagen_layout(generator: Generator, what: str) -> None:
@@ -80,10 +101,11 @@ def check_llamagen_layout(generator: Generator, what: str) -> None:
         UserError: it has parts that LlamaGen's have not.
     """
     config = generator.config
+    if config.conditioner.kind not in _CONDITIONERS:
+        known = ", ".join(_CONDITIONERS)
+        raise UserError(f"{what} has conditioner.kind={config.conditioner.kind}, LlamaGen's generators have {known}")
     fixed = {
-        "conditioner.kind": (config.conditioner.kind, "class_label"),
         "backbone.rope_prefix": (config.backbone.rope_prefix, False),
-        "backbone.legacy_prefix": (config.backbone.legacy_prefix, True),
         "backbone.rope_base": (config.backbone.rope_base, 10000.0),
         "head.tied": (config.head.tied, False),
         "grid_embeddings": (config.grid_embeddings, False),
@@ -95,7 +117,7 @@ def check_llamagen_layout(generator: Generator, what: str) -> None:
         raise UserError(f"{what} has parts that LlamaGen's generators have not ({', '.join(different)})")
 
 
-def _read_config(theirs: Mapping[str, Tensor], what: str, heads: int) -> GeneratorConfig:
+def _read_config(theirs: Mapping[str, Tensor], what: str, heads: int, repaired: bool) -> GeneratorConfig:
     try:
         width = theirs["tok_embeddings.weight"].shape[1]
         combined = theirs["layers.0.attention.wqkv.weight"].shape[0]
@@ -123,7 +145,7 @@ def _read_config(theirs: Mapping[str, Tensor], what: str, heads: int) -> Generat
             kv_heads=0 if kv_heads == heads else kv_heads,
             hidden=0 if hidden == swiglu_hidden(width) else hidden,
             rope_prefix=False,
-            legacy_prefix=True,
+            legacy_prefix=not repaired,
         )
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
@@ -139,4 +161,27 @@ def _read_config(theirs: Mapping[str, Tensor], what: str, heads: int) -> Generat
 
 
 def _read_conditioner(theirs: Mapping[str, Tensor]) -> ConditionerConfig:
+    if _NOTHING in theirs:
+        return CaptionConfig(slots=len(theirs[_NOTHING]))
     return ClassLabelConfig(classes=len(theirs[_CLASSES]) - 1)
+
+
+def _check_text(
+    config: ConditionerConfig, theirs: Mapping[str, Tensor], what: str, text: PretrainedText | None
+) -> PretrainedText | None:
+    """The text encoder, if the generator has a use for it and fits it."""
+    if not isinstance(config, CaptionConfig):
+        if text is not None:
+            raise UserError(f"{what} is class-conditional and reads no text: leave --text-encoder out")
+        return None
+    width = theirs[_NOTHING].shape[1]
+    if text is None:
+        raise UserError(
+            f"{what} is text-conditional and reads captions of width {width}: give the text encoder that it was "
+            "trained with by --text-encoder (LlamaGen's is google/flan-t5-xl)"
+        )
+    if text.width != width:
+        raise UserError(
+            f"{what} reads captions of width {width}, and the text encoder gives {text.width}: give another"
+        )
+    return text

@@ -20,7 +20,7 @@ def read(decoder: Decoder, condition: Condition, config: SamplingConfig) -> list
     """What the model makes of each prompt: alone, then with guidance of nothing, then of its images alone."""
     parts = [decoder.prefill(condition)]
     if config.parts > 1:
-        parts.append([decoder.null] * len(condition.prompts))
+        parts.append([decoder.null(prompt) for prompt in parts[0]])
     if config.parts > 2:
         parts.append(decoder.prefill(bare_condition(condition)))
     return list(zip(*parts, strict=True))

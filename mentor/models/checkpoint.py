@@ -87,7 +87,7 @@ def save_generator(
         },
     }
     with _whole_folder(folder) as partial:
-        _write_release(partial, config, generator, card)
+        _write_release(partial, config, generator, card, generator.kept_apart)
         save_material(generator.material, partial)
         inner = {"kind": "image_tokenizer", "image_size": image_size}
         inner["image_tokenizer"] = image_tokenizer.config.model_dump()
@@ -126,7 +126,7 @@ def load_generator(folder: Path) -> Release:
     generator_config = _parse(GeneratorConfig, config, "generator", folder)
     material = load_material(generator_config.conditioner, folder)
     generator = Generator(generator_config, material, spec, image_tokenizer.codebook)
-    load_weights(generator, folder)
+    load_weights(generator, folder, generator.kept_apart)
     return Release(generator.eval(), image_tokenizer, config["image_size"], config, config["fingerprint"])
 
 
@@ -153,8 +153,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_weights(module: nn.Module, folder: Path) -> None:
+def load_weights(module: nn.Module, folder: Path, apart: tuple[str, ...] = ()) -> None:
     """Load a release folder's weights into `module`; every name and shape must match.
+
+    Args:
+        module: what the weights are of.
+        folder: the release folder.
+        apart: beginnings of the names of tensors that are kept in files of their own and are there already.
 
     Raises:
         UserError: the file is missing or damaged, or names or shapes differ; the message lists the first few.
@@ -164,7 +169,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {path} ({error}): copy the release folder again") from error
-    own = module.state_dict()
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(apart)}
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} against {tuple(own[name].shape)}"
@@ -176,7 +181,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
             f"{path} does not fit the model: missing {missing[:4]}, unknown {unknown[:4]}, other shapes {shapes[:4]} "
             f"(missing, unknown and differing in all: {len(missing)}, {len(unknown)}, {len(shapes)})"
         )
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, strict=not apart)
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -197,7 +202,9 @@ def _parse(kind: Any, config: Mapping[str, Any], key: str, folder: Path) -> Any:
         ) from error
 
 
-def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card: Card) -> None:
+def _write_release(
+    folder: Path, config: dict[str, Any], module: nn.Module, card: Card, apart: tuple[str, ...] = ()
+) -> None:
     header = {
         "format": "mentor",
         "version": FORMAT_VERSION,
@@ -207,9 +214,8 @@ def _write_release(folder: Path, config: dict[str, Any], module: nn.Module, card
     about = {"training": dict(card.training), "metrics": dict(card.metrics), "data": dict(card.data)}
     text = json.dumps(header | config | about, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS
-    )
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(apart)}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, folder / WEIGHTS)
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets the owner alone read them
     if card.samples is not None:
         card.samples.save(folder / "samples.png")

@@ -46,17 +46,20 @@ class Decoder:
             nowhere = torch.zeros(1, self.spec.tokens, generator.config.backbone.width, device=self.device)
             self.places = generator.place(nowhere, cells)[0]
             self.rotary = generator.turns(cells, 0)[0, 0]
-        self._null: Prefilled | None = None
+        self._nulls: dict[int, Prefilled] = {}
         # On a GPU a batch records its steps, and the next one like it is drawn in the same tensors.
         self.records = self.device.type == "cuda"
         self.kept: object = None
 
-    @property
-    def null(self) -> Prefilled:
-        """The null condition, read once."""
-        if self._null is None:
-            (self._null,) = self.prefill(Condition([()], None))
-        return self._null
+    @torch.inference_mode()
+    def null(self, beside: Prefilled) -> Prefilled:
+        """The null condition that a prompt is compared with, read once for all prompts that have the same."""
+        conditioner = self.generator.conditioner
+        length = beside.cache.length if conditioner.null_as_long else 0
+        if length not in self._nulls:
+            prefix = conditioner.null_prefix(length)
+            (self._nulls[length],) = self._prefill(prefix, [0], prefix.embeddings.shape[1])
+        return self._nulls[length]
 
     @torch.inference_mode()
     def prefill(self, condition: Condition) -> list[Prefilled]:

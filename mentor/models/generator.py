@@ -67,6 +67,11 @@ class Generator(nn.Module):
         self.backbone = Backbone(config.backbone)
         self.head = ARHead(config.head, codebook, width)
 
+    @property
+    def kept_apart(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that are kept with the material."""
+        return tuple(f"conditioner.{name}" for name in self.conditioner.apart)
+
     def forward(self, condition: Condition, ids: Int[Tensor, "b gy gx"]) -> Float[Tensor, "b t v"]:
         """Logits of every image token given the prompt and the true tokens before it (teacher forcing)."""
         prefix = self.conditioner(condition)

@@ -10,11 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mentor.conditioning import (
+    CaptionConfig,
     ClassLabelConfig,
     ConditionerConfig,
     Material,
     NativeConfig,
     TextTokenizer,
+    learn_material,
     load_material,
 )
 from mentor.config import validate
@@ -108,10 +110,12 @@ def blank_material(config: ConditionerConfig, release: Path | None = None) -> Ma
         case NativeConfig():
             learned = None if release is None else load_material(config, release)
             most = max(_LEAST_TEXT_VOCABULARY, config.text_vocab_size)
-            vocabulary = most if learned is None else learned.vocab_size
+            vocabulary = learned.vocab_size if isinstance(learned, TextTokenizer) else most
             words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
             words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
             return TextTokenizer(words)
+        case CaptionConfig():
+            return learn_material(config, list) if release is None else load_material(config, release)
         case ClassLabelConfig():
             return None
         case _:

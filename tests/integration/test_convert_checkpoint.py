@@ -1,5 +1,6 @@
 """tools/convert_checkpoint.py: there and back, what it reports, and what it refuses without writing anything."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from commandline import check_refusal, run_here
 from goldenvectors import read_golden
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny_releases, tiny_text_encoder
 
 from mentor.conversion.image_tokenizers import convert_llamagen_vq
 from mentor.models.checkpoint import Card, load_image_tokenizer, read_config, save_image_tokenizer
@@ -74,6 +76,29 @@ def test_a_generator_is_converted_drawn_with_and_given_back(
     )
 
 
+def test_a_generator_of_captions_takes_its_text_encoder_along(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = read_golden("llamagen_gpt_t2i_small")
+    a_generator(place)
+    torch.save({"model": golden.weights}, place / "gpt.pt")
+    tiny_text_encoder(width=24).save(place / "t5")
+    assert convert(monkeypatch, *GPT, "--heads", "2", "--text-encoder", "t5") == 0
+    shutil.rmtree(place / "t5")
+    draw = ["-m", "mentor.generate", "--model", "release", "--output", "out", "--guidance", "3"]
+    capsys.readouterr()
+    assert run_here([*draw, "a large red circle at the left"], monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "out/000000.png"
+    assert not any("encoder." in name for name in load_file(place / "release" / "model.safetensors"))
+    Image.new("RGB", (9, 9)).save(place / "x.png")
+    refused = run_here([*draw, "a <image>", "--image", "x.png"], monkeypatch)
+    check_refusal(refused, capsys.readouterr().err, ("reads text alone",))
+    assert convert(monkeypatch, "llamagen_gpt", "release", "back.safetensors", "--to", "llamagen") == 0
+    back = load_file(place / "back.safetensors")
+    assert back.keys() == golden.weights.keys()
+    assert all(torch.equal(back[name], golden.weights[name]) for name in back)
+
+
 def test_the_part_that_is_named_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert convert(monkeypatch, "llamagen_vq", "vq.pt", "release", "--part", "model") == 0
     assert not load_file(place / "release" / "model.safetensors")["encoder.conv_in.weight"].any()
@@ -104,8 +129,15 @@ def another_kind(place: Path) -> None:
 
 def a_generator(place: Path) -> None:
     torch.save(read_golden("llamagen_gpt_c2i_small").weights, place / "gpt.pt")
+    tiny_text_encoder(width=24).save(place / "t5")
     tokenizer, _ = convert_llamagen_vq(read_golden("llamagen_vq_small").weights, "golden")
     save_image_tokenizer(place / "vq", tokenizer, 128, Card("vq"))
+
+
+def captions(place: Path) -> None:
+    a_generator(place)
+    torch.save(read_golden("llamagen_gpt_t2i_small").weights, place / "gpt.pt")
+    tiny_text_encoder(width=16).save(place / "t5")
 
 
 def another_vocabulary(place: Path) -> None:
@@ -126,8 +158,6 @@ def in_the_way(place: Path) -> None:
 
 
 def no_tokenizer_of_llamagen(place: Path) -> None:
-    from tiny import save_tiny_releases
-
     save_tiny_releases(place / "releases")
 
 
@@ -163,11 +193,27 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
         (*GPT, "--heads", "2"),
         ("gpt.pt draws 255 codes", "has 256"),
     ),
+    "a text encoder for classes": (
+        a_generator,
+        (*GPT, "--heads", "2", "--text-encoder", "t5"),
+        ("gpt.pt is class-conditional",),
+    ),
+    "captions without their encoder": (captions, (*GPT, "--heads", "2"), ("width 24", "--text-encoder")),
+    "captions and the wrong encoder": (
+        captions,
+        (*GPT, "--heads", "2", "--text-encoder", "t5"),
+        ("width 24", "text encoder gives 16"),
+    ),
+    "a text encoder that is not there": (
+        captions,
+        (*GPT, "--heads", "2", "--text-encoder", "./none"),
+        ("no text encoder of transformers can be loaded from ./none",),
+    ),
     "an image tokenizer as a generator": (a_tokenizer, GPT, ("gpt.pt holds no generator of this kind", "tok_embed")),
     "back from a generator of ours": (
         no_tokenizer_of_llamagen,
         ("llamagen_gpt", "releases/model", "b.pt", "--to", "llamagen"),
-        ("releases/model has parts that LlamaGen's generators have not (conditioner.kind=native",),
+        ("releases/model has conditioner.kind=native", "class_label, caption"),
     ),
     "back from no release": (nothing, ("llamagen_vq", "vq", "b.pt", "--to", "llamagen"), ("vq is not a release",)),
     "back to another file type": (

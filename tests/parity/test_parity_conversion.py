@@ -1,17 +1,21 @@
 """Converted weights against what the original implementations made of them, and against transformers' classes."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from goldenvectors import read_golden
+from goldenvectors import Golden, read_golden
+from tiny import tiny_text_encoder
 from torch import Tensor, nn
 from transformers import ChameleonVQVAEConfig, JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from mentor.conditioning import Condition
+from mentor.conditioning import Condition, PretrainedText
 from mentor.conversion.generators import convert_llamagen_gpt
 from mentor.conversion.image_tokenizers import convert_llamagen_vq, convert_taming_vqgan
 from mentor.decoding.settings import SamplingConfig
+from mentor.models import Generator
 from mentor.sampling import sample
 from mentor.tokenizers import ImageTokenizer
 from mentor.types import TextSegment
@@ -68,6 +72,65 @@ def test_llamagen_class_conditional_generator_gives_the_golden_logits(image_toke
     with torch.no_grad():
         logits = generator(Condition(prompts, None), golden.given["ids"].view(2, 8, 8))
     assert (logits - golden.made["logits"]).abs().max() < 1e-4
+
+
+class GoldenText(PretrainedText):
+    """Gives the golden features of the captions 0 and 1, or others in their places."""
+
+    rows: Sequence[Tensor]
+
+    def tokens(self, text: str) -> list[int]:
+        return [0] * len(self.rows[int(text)])
+
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        return [self.rows[int(text)] for text in texts]
+
+
+def convert_text_conditional(golden: Golden, image_tokenizer: ImageTokenizer, repaired: bool, swap: bool) -> Generator:
+    """The golden generator; `swap` gives it what stands for nothing in the place of every caption."""
+    plain = tiny_text_encoder(width=24)
+    text = GoldenText(plain.model, plain.tokenizer)
+    features = golden.given["caption_embeddings"]
+    if swap:
+        features = golden.weights["cls_embedding.uncond_embedding"].float().expand_as(features)
+    rows = [row[mask] for row, mask in zip(features, golden.given["caption_mask"].bool(), strict=True)]
+    assert len({len(row) for row in rows}) == 2, "captions of two lengths"
+    object.__setattr__(text, "rows", rows)
+    generator, report = convert_llamagen_gpt(golden.weights, "golden", image_tokenizer, 128, 2, text, repaired=repaired)
+    assert report.tensors == len(golden.weights)
+    return generator
+
+
+@pytest.mark.parametrize(("name", "repaired"), [("llamagen_gpt_t2i_small", False), ("repaired_gpt_t2i_small", True)])
+def test_text_conditional_generators_of_both_rotary_variants_give_the_golden_logits(
+    image_tokenizer: ImageTokenizer, name: str, repaired: bool
+) -> None:
+    golden = read_golden(name)
+    generator = convert_text_conditional(golden, image_tokenizer, repaired, swap=False)
+    prompts = [(TextSegment(str(caption)),) for caption in range(2)]
+    ids = golden.given["ids"].view(2, 8, 8)
+    with torch.no_grad():
+        together = generator(Condition(prompts, None), ids)
+        alone = generator(Condition(prompts[1:], None), ids[1:])
+    assert (together - golden.made["logits"]).abs().max() < 1e-4
+    assert (alone - golden.made["logits"][1:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "repaired"), [("llamagen_gpt_t2i_small", False), ("repaired_gpt_t2i_small", True)])
+def test_nothing_has_the_slots_of_the_caption_that_it_is_compared_with(
+    image_tokenizer: ImageTokenizer, name: str, repaired: bool
+) -> None:
+    """LlamaGen swaps the captions' features and leaves their mask as it is."""
+    generator, nothing = (
+        convert_text_conditional(read_golden(name), image_tokenizer, repaired, swap) for swap in (False, True)
+    )
+    condition = Condition([(TextSegment(str(caption)),) for caption in range(2)], None)
+    seen: list[Tensor] = []
+    config = SamplingConfig(guidance=3.0)
+    drawn = sample(generator, condition, [0, 1], config, [lambda logits: seen.append(logits) or logits])
+    with torch.no_grad():
+        full, null = (each(condition, drawn) for each in (generator, nothing))
+    assert (torch.stack(seen, dim=1) - (null + 3.0 * (full - null))).abs().max() < 1e-4
 
 
 def test_a_converted_generator_draws_with_guidance_as_its_formula_says(image_tokenizer: ImageTokenizer) -> None:

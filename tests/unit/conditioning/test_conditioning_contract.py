@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tiny import tiny_text_encoder
 
 from mentor.conditioning import (
+    CaptionConfig,
     ClassLabelConfig,
     Condition,
     Conditioner,
@@ -47,7 +49,7 @@ def text(words: str, *values: float) -> Prompt:
     return parse_prompt(words, [image(value) for value in values])
 
 
-CASES = {
+CASES: dict[str, Case] = {
     "native": Case(
         NativeConfig(max_prefix=32),
         [text("red"), text("a blue square on"), text("<image>", 0.1), text("a red <image> and <image>", 0.5, 0.2)],
@@ -58,6 +60,11 @@ CASES = {
         [text("3"), text(" 11 ")],
         [text("12"), text("-1"), text("a cat"), text("³"), text("<image>", 0.1), text("3<image>", 0.1)],
     ),
+    "caption": Case(
+        CaptionConfig(slots=9),
+        [text("red"), text("a large red circle"), text("stripes on a blue circle")],
+        [text("many words " * 40), text("<image>", 0.1)],
+    ),
 }
 
 
@@ -67,8 +74,12 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def material(case: Case) -> Material:
-    return learn_material(case.config, lambda: CAPTIONS)
+def material(case: Case, tmp_path: Path) -> Material:
+    config = case.config
+    if isinstance(config, CaptionConfig):
+        tiny_text_encoder().save(tmp_path / "encoder")
+        config = config.model_copy(update={"encoder": str(tmp_path / "encoder")})
+    return learn_material(config, lambda: CAPTIONS)
 
 
 @pytest.fixture
@@ -123,11 +134,23 @@ def test_prompts_differ_from_each_other_and_from_nothing(conditioner: Conditione
         assert all(one.shape != other.shape or not torch.equal(one, other) for other in alone[place + 1 :])
 
 
+def test_nothing_is_the_empty_prompt_or_as_much_of_it_as_the_prompt_beside_it_has(conditioner: Conditioner) -> None:
+    empty = conditioner(Condition([()], None)).embeddings
+    for tokens in (1, 3):
+        nothing = conditioner.null_prefix(tokens)
+        assert nothing.spans[0][0].kind == "null"
+        expected = empty[:, -tokens:] if conditioner.null_as_long else empty
+        assert torch.allclose(nothing.embeddings, expected, atol=1e-6)
+
+
 def test_gradients_reach_every_part(conditioner: Conditioner, case: Case) -> None:
     prefix = conditioner.train()(condition(conditioner, [*case.prompts, ()]))
     (prefix.embeddings * torch.randn_like(prefix.embeddings)).sum().backward()
     for name, parameter in conditioner.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        else:
+            assert name.startswith(conditioner.apart), name
 
 
 def test_what_cannot_be_read_is_refused_before_and_when_it_is_read(conditioner: Conditioner, case: Case) -> None:
@@ -137,7 +160,7 @@ def test_what_cannot_be_read_is_refused_before_and_when_it_is_read(conditioner: 
     ]
     for prompt in case.unreadable:
         for call in calls:
-            with pytest.raises(UserError, match=r"room for|draws classes"):
+            with pytest.raises(UserError, match=r"room for|draws classes|reads text alone"):
                 call(prompt)
 
 

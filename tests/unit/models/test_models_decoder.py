@@ -74,8 +74,8 @@ def test_a_prompt_of_several_rows_is_read_once_with_its_own_images() -> None:
     decoder = Decoder(make_generator())
     read = decoder.prefill(make_condition(PROMPTS))
     assert read[0] is read[3] and read[0] is not read[1]
-    assert decoder.null is decoder.null
-    torch.testing.assert_close(decoder.null.logits, read[4].logits, atol=1e-5, rtol=0)
+    assert decoder.null(read[0]) is decoder.null(read[1])
+    torch.testing.assert_close(decoder.null(read[0]).logits, read[4].logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""A caption, read by a pretrained text encoder, as the whole prompt, as LlamaGen's text-to-image models have it."""
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from mentor.conditioning.conditioner import Conditioner, shown
+from mentor.conditioning.prefix import Condition, Prefix, Span
+from mentor.conditioning.pretrained import PretrainedText
+from mentor.config import Config
+from mentor.errors import UserError
+from mentor.types import CodeSpec, Prompt, TextSegment
+
+
+class CaptionConfig(Config):
+    """Settings of the caption conditioner.
+
+    Attributes:
+        encoder: folder or hub name of the text encoder that a new model begins with; a release has its own copy.
+        slots: tokens that a caption may take; longer ones are refused.
+    """
+
+    kind: Literal["caption"] = "caption"
+    encoder: str = ""
+    slots: int = Field(default=120, gt=0)
+
+    def longest(self, spec: CodeSpec) -> int:
+        """Prefix tokens that a prompt may take."""
+        return self.slots
+
+
+class CaptionConditioner(Conditioner):
+    """The encoder's vector of each token through a two-layer MLP without biases (LlamaGen, arXiv 2406.06525).
+
+    What stands for nothing is a learned vector for each slot, through the same MLP. As in LlamaGen, a caption of n
+    tokens has the last n of the slots, and the nothing that it is compared with has the same ones.
+    """
+
+    reads_codes: ClassVar[bool] = False
+    null_as_long: ClassVar[bool] = True
+    apart: ClassVar[tuple[str, ...]] = ("encoder.",)
+
+    def __init__(self, config: CaptionConfig, text: PretrainedText, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.text = text
+        self.encoder = text.model
+        self.project_in = nn.Linear(text.width, width, bias=False)
+        self.project_out = nn.Linear(width, width, bias=False)
+        self.nothing = nn.Parameter(torch.randn(config.slots, text.width) * text.width**-0.5)
+
+    def train(self, mode: bool = True) -> "CaptionConditioner":
+        """Training or eval mode, except for the encoder, which stays as it is."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, condition: Condition) -> Prefix:
+        """The prefix of a batch of prompts.
+
+        Raises:
+            UserError: a prompt has images, or more tokens than there are slots.
+        """
+        for prompt in condition.prompts:
+            self.count(prompt)
+        texts = list(dict.fromkeys(_text(prompt) for prompt in condition.prompts if prompt))
+        encoded = dict(zip(texts, self.text.encode(texts), strict=True))
+        rows = [encoded[_text(prompt)] if prompt else self.nothing for prompt in condition.prompts]
+        return self._arrange(rows, ["text" if prompt else "null" for prompt in condition.prompts])
+
+    def null_prefix(self, tokens: int) -> Prefix:
+        """The prefix that stands for nothing beside one of so many tokens."""
+        return self._arrange([self.nothing[-tokens:]], ["null"])
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens that the prompt's prefix has.
+
+        Raises:
+            UserError: it has images, or more tokens than there are slots.
+        """
+        if not prompt:
+            return self.config.slots
+        length = len(self.text.tokens(_text(prompt)))
+        if length > self.config.slots:
+            raise UserError(
+                f"the prompt takes {length} prefix tokens and the model has room for {self.config.slots}: "
+                f"shorten it: {shown(prompt)}"
+            )
+        return length
+
+    def _arrange(self, rows: list[Float[Tensor, "l c"]], kinds: list[Literal["text", "null"]]) -> Prefix:
+        device, most = self.nothing.device, max(len(row) for row in rows)
+        features = torch.stack([nn.functional.pad(row, (0, 0, most - len(row), 0)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(most, device=device) >= most - lengths.unsqueeze(1)
+        hidden = nn.functional.gelu(self.project_in(features.to(device)), approximate="tanh")
+        cells = torch.full((*mask.shape, 2), -1, device=device)
+        spans = [[Span(kind, "", 0, len(row))] for kind, row in zip(kinds, rows, strict=True)]
+        return Prefix(self.project_out(hidden) * mask.unsqueeze(-1), mask, cells, spans)
+
+
+def _text(prompt: Prompt) -> str:
+    if any(not isinstance(segment, TextSegment) for segment in prompt):
+        raise UserError(f"the model reads text alone, and there is an image in {shown(prompt)}: leave it out")
+    return "".join(segment.text for segment in prompt if isinstance(segment, TextSegment))
