@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mentor.conditioning import NativeConfig, PretrainedText, TextTokenizer
+from mentor.conditioning import NativeConfig, PretrainedText, PretrainedVision, TextTokenizer
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
@@ -59,6 +59,20 @@ def tiny_text_encoder(width: int = 24) -> PretrainedText:
     model = T5EncoderModel(T5Config(**shape)).eval().requires_grad_(False)
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PretrainedText(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks))
+
+
+def tiny_vision_encoder(kind: str = "clip") -> PretrainedVision:
+    """An image encoder with random weights, the same at every call: 2 x 2 patches of 28 px pictures."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(4)
+    shape = {"hidden_size": 20, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    shape |= {"image_size": 28, "patch_size": 14}
+    model = {
+        "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**shape)),
+        "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**shape)),
+    }[kind]()
+    return PretrainedVision(model.eval().requires_grad_(False), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
 def save_tiny_releases(folder: Path, codes: int = 32) -> Path:

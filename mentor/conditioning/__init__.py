@@ -13,6 +13,7 @@ from pydantic import Field
 from mentor.conditioning.caption import CaptionConditioner, CaptionConfig
 from mentor.conditioning.class_label import ClassLabelConditioner, ClassLabelConfig
 from mentor.conditioning.conditioner import Conditioner
+from mentor.conditioning.fused import FusedConditioner, FusedConfig, PretrainedPair
 from mentor.conditioning.native import NativeConditioner, NativeConfig
 from mentor.conditioning.prefix import (
     Condition,
@@ -23,17 +24,25 @@ from mentor.conditioning.prefix import (
     images_only,
     text_only,
 )
-from mentor.conditioning.pretrained import PretrainedText, load_pretrained_text
+from mentor.conditioning.pretrained import (
+    TEXT_FOLDER,
+    VISION_FOLDER,
+    PretrainedText,
+    PretrainedVision,
+    load_pretrained_text,
+    load_pretrained_vision,
+)
 from mentor.conditioning.text_tokenizer import TextTokenizer
 from mentor.errors import UserError
 from mentor.types import CodeSpec
 
-ConditionerConfig = Annotated[NativeConfig | ClassLabelConfig | CaptionConfig, Field(discriminator="kind")]
+ConditionerConfig = Annotated[
+    NativeConfig | ClassLabelConfig | CaptionConfig | FusedConfig, Field(discriminator="kind")
+]
 
 # What a conditioner is made of beside its settings: learned, or given by others, and kept beside the weights.
-Material = TextTokenizer | PretrainedText | None
+Material = TextTokenizer | PretrainedText | PretrainedPair | None
 
-_TEXT_ENCODER = "text_encoder"
 _TEXT_TOKENIZER = "text_tokenizer.json"
 
 
@@ -46,6 +55,9 @@ def build_conditioner(config: ConditionerConfig, material: Material, spec: CodeS
         case CaptionConfig():
             assert isinstance(material, PretrainedText)
             return CaptionConditioner(config, material, width)
+        case FusedConfig():
+            assert isinstance(material, PretrainedPair)
+            return FusedConditioner(config, material, width)
         case ClassLabelConfig():
             return ClassLabelConditioner(config, width)
         case _:
@@ -62,19 +74,28 @@ def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[st
         case NativeConfig():
             return TextTokenizer.train(captions(), config.text_vocab_size)
         case CaptionConfig():
-            if not config.encoder:
-                raise UserError("conditioner.encoder names no text encoder: give a folder or a name on the hub")
-            return load_pretrained_text(config.encoder)
+            return load_pretrained_text(_named(config.encoder, "encoder"))
+        case FusedConfig():
+            text = load_pretrained_text(_named(config.text_encoder, "text_encoder"))
+            return PretrainedPair(text, load_pretrained_vision(_named(config.vision_encoder, "vision_encoder")))
         case ClassLabelConfig():
             return None
         case _:
             assert_never(config)
 
 
+def _named(place: str, key: str) -> str:
+    if not place:
+        raise UserError(f"conditioner.{key} names no encoder: give a folder or a name on the hub")
+    return place
+
+
 def save_material(material: Material, folder: Path) -> None:
     """Write it into a release folder."""
-    if isinstance(material, PretrainedText):
-        material.save(folder / _TEXT_ENCODER)
+    if isinstance(material, PretrainedPair):
+        material.save(folder)
+    elif isinstance(material, PretrainedText):
+        material.save(folder / TEXT_FOLDER)
     elif material is not None:
         (folder / _TEXT_TOKENIZER).write_text(material.to_json(), encoding="utf-8")
 
@@ -89,7 +110,11 @@ def load_material(config: ConditionerConfig, folder: Path) -> Material:
         case NativeConfig():
             return TextTokenizer.load(folder / _TEXT_TOKENIZER)
         case CaptionConfig():
-            return load_pretrained_text(folder / _TEXT_ENCODER)
+            return load_pretrained_text(folder / TEXT_FOLDER)
+        case FusedConfig():
+            return PretrainedPair(
+                load_pretrained_text(folder / TEXT_FOLDER), load_pretrained_vision(folder / VISION_FOLDER)
+            )
         case ClassLabelConfig():
             return None
         case _:
@@ -104,11 +129,15 @@ __all__ = [
     "Condition",
     "Conditioner",
     "ConditionerConfig",
+    "FusedConditioner",
+    "FusedConfig",
     "Material",
     "NativeConditioner",
     "NativeConfig",
     "Prefix",
+    "PretrainedPair",
     "PretrainedText",
+    "PretrainedVision",
     "Span",
     "TextTokenizer",
     "build_conditioner",
@@ -118,6 +147,7 @@ __all__ = [
     "learn_material",
     "load_material",
     "load_pretrained_text",
+    "load_pretrained_vision",
     "save_material",
     "text_only",
 ]

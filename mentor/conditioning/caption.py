@@ -2,14 +2,12 @@
 
 from typing import ClassVar, Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
 
-from mentor.conditioning.conditioner import Conditioner, shown
+from mentor.conditioning.conditioner import shown
 from mentor.conditioning.prefix import Condition, Prefix, Span
 from mentor.conditioning.pretrained import PretrainedText
+from mentor.conditioning.slots import SlotConditioner
 from mentor.config import Config
 from mentor.errors import UserError
 from mentor.types import CodeSpec, Prompt, TextSegment
@@ -32,25 +30,16 @@ class CaptionConfig(Config):
         return self.slots
 
 
-class CaptionConditioner(Conditioner):
-    """The encoder's vector of each token through a two-layer MLP without biases (LlamaGen, arXiv 2406.06525).
+class CaptionConditioner(SlotConditioner):
+    """The encoder's vector of each token of the caption."""
 
-    What stands for nothing is a learned vector for each slot, through the same MLP. As in LlamaGen, a caption of n
-    tokens has the last n of the slots, and the nothing that it is compared with has the same ones.
-    """
-
-    reads_codes: ClassVar[bool] = False
-    null_as_long: ClassVar[bool] = True
     apart: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: CaptionConfig, text: PretrainedText, width: int) -> None:
-        super().__init__()
+        super().__init__(config.slots, text.width, width)
         self.config = config
         self.text = text
         self.encoder = text.model
-        self.project_in = nn.Linear(text.width, width, bias=False)
-        self.project_out = nn.Linear(width, width, bias=False)
-        self.nothing = nn.Parameter(torch.randn(config.slots, text.width) * text.width**-0.5)
 
     def train(self, mode: bool = True) -> "CaptionConditioner":
         """Training or eval mode, except for the encoder, which stays as it is."""
@@ -69,11 +58,9 @@ class CaptionConditioner(Conditioner):
         texts = list(dict.fromkeys(_text(prompt) for prompt in condition.prompts if prompt))
         encoded = dict(zip(texts, self.text.encode(texts), strict=True))
         rows = [encoded[_text(prompt)] if prompt else self.nothing for prompt in condition.prompts]
-        return self._arrange(rows, ["text" if prompt else "null" for prompt in condition.prompts])
-
-    def null_prefix(self, tokens: int) -> Prefix:
-        """The prefix that stands for nothing beside one of so many tokens."""
-        return self._arrange([self.nothing[-tokens:]], ["null"])
+        kinds: list[Literal["text", "null"]] = ["text" if prompt else "null" for prompt in condition.prompts]
+        spans = [[Span(kind, "", 0, len(row))] for kind, row in zip(kinds, rows, strict=True)]
+        return self.arrange(rows, spans)
 
     def count(self, prompt: Prompt) -> int:
         """Tokens that the prompt's prefix has.
@@ -90,16 +77,6 @@ class CaptionConditioner(Conditioner):
                 f"shorten it: {shown(prompt)}"
             )
         return length
-
-    def _arrange(self, rows: list[Float[Tensor, "l c"]], kinds: list[Literal["text", "null"]]) -> Prefix:
-        device, most = self.nothing.device, max(len(row) for row in rows)
-        features = torch.stack([nn.functional.pad(row, (0, 0, most - len(row), 0)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(most, device=device) >= most - lengths.unsqueeze(1)
-        hidden = nn.functional.gelu(self.project_in(features.to(device)), approximate="tanh")
-        cells = torch.full((*mask.shape, 2), -1, device=device)
-        spans = [[Span(kind, "", 0, len(row))] for kind, row in zip(kinds, rows, strict=True)]
-        return Prefix(self.project_out(hidden) * mask.unsqueeze(-1), mask, cells, spans)
 
 
 def _text(prompt: Prompt) -> str:

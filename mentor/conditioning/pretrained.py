@@ -1,23 +1,29 @@
-"""Text encoders that others trained, in the format of the transformers library."""
+"""Encoders of text and of images that others trained, in the format of the transformers library."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from mentor.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Where a release folder keeps them.
+TEXT_FOLDER, VISION_FOLDER = "text_encoder", "vision_encoder"
+_PREPROCESSING = "preprocessor_config.json"
+
 
 @dataclass(frozen=True)
 class PretrainedText:
-    """A text encoder and its tokenizer; its weights are not trained.
+    """A text encoder and its tokenizer.
 
     Attributes:
         model: gives a vector for each token as `last_hidden_state`.
@@ -44,8 +50,7 @@ class PretrainedText:
         rows = [self.tokens(text) for text in texts]
         encoded: dict[int, Tensor] = {}
         with torch.no_grad():
-            for length in sorted({len(row) for row in rows}):
-                places = [place for place, row in enumerate(rows) if len(row) == length]
+            for places in of_one_length(rows):
                 ids = torch.tensor([rows[place] for place in places], device=self.model.device)
                 hidden = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
                 encoded |= dict(zip(places, hidden.float(), strict=True))
@@ -57,6 +62,72 @@ class PretrainedText:
         self.tokenizer.save_pretrained(folder)
 
 
+@dataclass(frozen=True)
+class PretrainedVision:
+    """An encoder of images that gives a vector for each patch.
+
+    Attributes:
+        model: takes normalised pixels and gives hidden states of all layers.
+        mean: of each colour in [0, 1], which is taken away.
+        std: of each colour, by which is divided.
+    """
+
+    model: "PreTrainedModel"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a patch's vector."""
+        return self.model.config.hidden_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.model.config.image_size // self.model.config.patch_size
+        return side, side
+
+    def prepare(self, images: Float[Tensor, "r 3 y x"]) -> Float[Tensor, "r 3 s s"]:
+        """Pixels as the model was trained on, of square images in [-1, 1].
+
+        As the processors of transformers prepare pictures, but for their rounding to whole numbers when they scale.
+        """
+        size, device = self.model.config.image_size, self.model.device
+        small = F.interpolate(images.to(device), (size, size), mode="bicubic", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
+        return ((small.clamp(-1, 1) + 1) / 2 - mean) / std
+
+    def encode(self, images: Float[Tensor, "r 3 y x"], layer: int) -> Float[Tensor, "r n c"]:
+        """The patches' vectors in raster order, without those that stand for no patch.
+
+        Args:
+            images: in [-1, 1], square, of any size.
+            layer: of which layer; -1 is the last, -2 the one before, as LLaVA and MENTOR take it.
+        """
+        with torch.no_grad():
+            pixels = self.prepare(images)
+            hidden = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[layer]
+        rows, columns = self.grid
+        return hidden[:, hidden.shape[1] - rows * columns :].float()
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder into a folder as transformers does, with how its pixels are prepared."""
+        self.model.save_pretrained(folder)
+        size = self.model.config.image_size
+        facts: dict[str, Any] = {
+            "image_mean": self.mean,
+            "image_std": self.std,
+            "size": {"height": size, "width": size},
+        }
+        (folder / _PREPROCESSING).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def of_one_length(rows: Sequence[Sequence[Any] | Tensor]) -> list[list[int]]:
+    """The places of rows that are equally long, shortest first."""
+    lengths = [len(row) for row in rows]
+    return [[place for place, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
+
+
 def load_pretrained_text(place: str | Path) -> PretrainedText:
     """The text encoder in a folder, or of a name on the hub; of models that read more than text, their text encoder.
 
@@ -64,21 +135,54 @@ def load_pretrained_text(place: str | Path) -> PretrainedText:
         UserError: there is none, or it is not one of text.
     """
     # Seconds that only those who need it should wait for.
-    from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, SiglipTextModel
+    from transformers import AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, SiglipTextModel
+
+    try:
+        model = _load(place, {"clip": CLIPTextModel, "siglip": SiglipTextModel}, AutoModelForTextEncoding)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError and others for what is not there
+        raise _absent("text encoder", "safetensors and tokenizer", place, error) from error
+    return PretrainedText(model, tokenizer)
+
+
+def load_pretrained_vision(place: str | Path) -> PretrainedVision:
+    """The image encoder (CLIP's or SigLIP's) in a folder, or of a name on the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import CLIPVisionModel, SiglipVisionModel
+    from transformers.utils.hub import cached_file
+
+    kinds = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
+    kinds |= {"siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel}
+    try:
+        model = _load(place, kinds, None)
+        found = cached_file(place, _PREPROCESSING)
+        facts = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+        return PretrainedVision(model, tuple(facts["image_mean"]), tuple(facts["image_std"]))
+    except Exception as error:  # likewise
+        raise _absent("image encoder (clip or siglip)", f"safetensors and {_PREPROCESSING}", place, error) from error
+
+
+def _load(place: str | Path, kinds: dict[str, Any], other: Any) -> "PreTrainedModel":
+    """The part of a model that `kinds` names for its type, or `other`; frozen, in float32."""
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    parts = {"clip": CLIPTextModel, "siglip": SiglipTextModel}
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        kind = parts.get(config.model_type, AutoModelForTextEncoding)
-        # Pickled weights are not read: they could hold code.
-        model = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # the library raises OSError, ValueError, KeyError and others for what is not there
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"no text encoder of transformers can be loaded from {place} ({reason}): give a folder that has its "
-            "config.json, safetensors and tokenizer, or the name of one on the hub"
-        ) from error
-    return PretrainedText(model.eval().requires_grad_(False), tokenizer)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    kind = kinds.get(config.model_type, other)
+    if kind is None:
+        raise ValueError(f"it is a {config.model_type}")
+    # Pickled weights are not read: they could hold code.
+    model = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def _absent(what: str, files: str, place: str | Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"no {what} of transformers can be loaded from {place} ({reason}): give a folder that has its config.json, "
+        f"{files}, or the name of one on the hub"
+    )

@@ -13,6 +13,7 @@ from mentor.conditioning import (
     CaptionConfig,
     ClassLabelConfig,
     ConditionerConfig,
+    FusedConfig,
     Material,
     NativeConfig,
     TextTokenizer,
@@ -114,7 +115,7 @@ def blank_material(config: ConditionerConfig, release: Path | None = None) -> Ma
             words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
             words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
             return TextTokenizer(words)
-        case CaptionConfig():
+        case CaptionConfig() | FusedConfig():
             return learn_material(config, list) if release is None else load_material(config, release)
         case ClassLabelConfig():
             return None

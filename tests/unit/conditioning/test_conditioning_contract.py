@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tiny import tiny_text_encoder
+from tiny import tiny_text_encoder, tiny_vision_encoder
 
 from mentor.conditioning import (
     CaptionConfig,
@@ -16,6 +16,7 @@ from mentor.conditioning import (
     Condition,
     Conditioner,
     ConditionerConfig,
+    FusedConfig,
     Material,
     NativeConfig,
     build_conditioner,
@@ -24,6 +25,7 @@ from mentor.conditioning import (
     load_material,
     save_material,
 )
+from mentor.conditioning.fused import ResamplerConfig
 from mentor.errors import UserError
 from mentor.types import Codes, CodeSpec, Prompt, parse_prompt
 
@@ -42,7 +44,7 @@ class Case:
 
 
 def image(value: float) -> torch.Tensor:
-    return torch.full((3, 4, 6), value)
+    return torch.full((3, 4, 6), value) + torch.linspace(-0.1, 0.1, 24).view(4, 6)
 
 
 def text(words: str, *values: float) -> Prompt:
@@ -65,6 +67,16 @@ CASES: dict[str, Case] = {
         [text("red"), text("a large red circle"), text("stripes on a blue circle")],
         [text("many words " * 40), text("<image>", 0.1)],
     ),
+    "fused clip": Case(
+        FusedConfig(slots=16, vision_encoder="clip"),
+        [text("red"), text("a large red circle"), text("<image>", 0.1), text("a red <image> and <image>", 0.5, 0.2)],
+        [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
+    ),
+    "fused siglip, resampled": Case(
+        FusedConfig(slots=16, vision_encoder="siglip", projector=ResamplerConfig(tokens=3, layers=2, heads=2)),
+        [text("red"), text("<image>", 0.1), text("a red <image> and <image> at the left", 0.5, 0.2)],
+        [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
+    ),
 }
 
 
@@ -76,9 +88,13 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def material(case: Case, tmp_path: Path) -> Material:
     config = case.config
-    if isinstance(config, CaptionConfig):
-        tiny_text_encoder().save(tmp_path / "encoder")
-        config = config.model_copy(update={"encoder": str(tmp_path / "encoder")})
+    if isinstance(config, CaptionConfig | FusedConfig):
+        tiny_text_encoder().save(tmp_path / "text")
+        key = "encoder" if isinstance(config, CaptionConfig) else "text_encoder"
+        config = config.model_copy(update={key: str(tmp_path / "text")})
+    if isinstance(config, FusedConfig):
+        tiny_vision_encoder(config.vision_encoder).save(tmp_path / "vision")
+        config = config.model_copy(update={"vision_encoder": str(tmp_path / "vision")})
     return learn_material(config, lambda: CAPTIONS)
 
 
