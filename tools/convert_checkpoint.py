@@ -31,12 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--part", metavar="NAME", help="which weights of the file to take, such as model or ema")
     add("--image-tokenizer", type=Path, metavar="DIR", help="release folder of the tokenizer a generator draws for")
     add("--heads", type=int, default=0, metavar="N", help="query heads of a generator (default: the published size's)")
-    add("--text-encoder", metavar="DIR", help="folder or hub name of the encoder that reads a generator's captions")
+    add("--text-encoder", metavar="DIR", help="folder or hub name of the encoder that reads a generator's text")
+    add("--vision-encoder", metavar="DIR", help="folder or hub name of the encoder that reads its images")
     options = parser.parse_args(arguments)
     if options.to == "llamagen":
         report = convert_back(options.kind, options.source, options.output)
     else:
-        given = Given(options.image_size, options.part, options.image_tokenizer, options.heads, options.text_encoder)
+        given = Given(
+            options.image_size,
+            options.part,
+            options.image_tokenizer,
+            options.heads,
+            options.text_encoder,
+            options.vision_encoder,
+        )
         report = convert(options.kind, options.source, options.output, given)
     show(report, options.output)
 
@@ -47,6 +55,8 @@ def show(report: Report, output: Path) -> None:
     for reason, names in report.left_out.items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         print(f"left out {len(names):,}, {reason} ({shown})")
+    for note in report.notes:
+        print(note)
 
 
 if __name__ == "__main__":

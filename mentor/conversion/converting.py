@@ -1,7 +1,7 @@
 """A checkpoint of another project to a release folder, and back."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -10,8 +10,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mentor.conditioning import load_pretrained_text
-from mentor.conversion.generators import check_llamagen_layout, convert_llamagen_gpt, map_llamagen_gpt
+from mentor.conditioning import load_pretrained_text, load_pretrained_vision
+from mentor.conversion.generators import (
+    Beside,
+    check_llamagen_layout,
+    convert_llamagen_gpt,
+    convert_mentor,
+    map_generator,
+)
 from mentor.conversion.image_tokenizers import (
     check_llamagen_shape,
     convert_llamagen_vq,
@@ -22,6 +28,7 @@ from mentor.conversion.mapping import Report, give_back
 from mentor.conversion.reading import PARTS, read_checkpoint
 from mentor.data.storage.whole import unwritable, whole_file
 from mentor.errors import UserError
+from mentor.models import Generator
 from mentor.models.checkpoint import (
     Card,
     code_spec,
@@ -33,7 +40,7 @@ from mentor.models.checkpoint import (
 )
 from mentor.tokenizers import ImageTokenizer
 
-Kind = Literal["llamagen_vq", "llamagen_gpt", "taming_vqgan"]
+Kind = Literal["llamagen_vq", "llamagen_gpt", "mentor", "taming_vqgan"]
 _IMAGE_SIZE = 256
 
 
@@ -47,7 +54,8 @@ class Given:
             there, and averaged weights first for an image tokenizer, as LlamaGen's own tools do.
         image_tokenizer: release folder of the image tokenizer whose codes a generator draws.
         heads: query heads of a generator; 0 takes those of the published size of its width.
-        text_encoder: folder or hub name of the text encoder that a text-conditional generator was trained with.
+        text_encoder: folder or hub name of the text encoder that a generator was trained with, if it reads text.
+        vision_encoder: likewise of the image encoder, if it reads images.
     """
 
     image_size: int | None = None
@@ -55,6 +63,7 @@ class Given:
     image_tokenizer: Path | None = None
     heads: int = 0
     text_encoder: str | None = None
+    vision_encoder: str | None = None
 
 
 def convert(kind: Kind, source: Path, output: Path, given: Given) -> Report:
@@ -79,7 +88,9 @@ def convert(kind: Kind, source: Path, output: Path, given: Given) -> Report:
             tokenizer, report = convert_taming_vqgan(_read(source, given, "ema"), str(source))
             _save_tokenizer(kind, tokenizer, report, source, output, given)
         case "llamagen_gpt":
-            report = _convert_generator(kind, source, output, given)
+            report = _convert_generator(kind, convert_llamagen_gpt, source, output, given)
+        case "mentor":
+            report = _convert_generator(kind, convert_mentor, source, output, given)
         case _:
             assert_never(kind)
     return report
@@ -105,13 +116,16 @@ def convert_back(kind: Kind, release: Path, output: Path) -> Report:
             tokenizer = load_image_tokenizer(release)
             check_llamagen_shape(tokenizer, str(release))
             folder = release / "image_tokenizer" if read_config(release)["kind"] == "generator" else release
-            weights = give_back(tokenizer, map_llamagen_vq(tokenizer), _types(folder, kind))
-        case "llamagen_gpt":
+            weights = give_back(tokenizer, map_llamagen_vq(tokenizer), _read_origin(folder, kind).get("types", {}))
+        case "llamagen_gpt" | "mentor":
             generator = load_generator(release).generator
             check_llamagen_layout(generator, str(release))
-            weights = give_back(generator, map_llamagen_gpt(generator), _types(release, kind))
+            origin = _read_origin(release, kind)
+            weights = give_back(
+                generator, map_generator(generator, origin.get("prefixes", {})), origin.get("types", {})
+            )
         case "taming_vqgan":
-            raise UserError("taming_vqgan converts one way alone: --to llamagen goes with llamagen_vq and llamagen_gpt")
+            raise UserError("taming_vqgan converts one way alone: --to llamagen goes with the other kinds")
         case _:
             assert_never(kind)
     try:
@@ -137,7 +151,13 @@ def _save_tokenizer(
     save_image_tokenizer(output, tokenizer, size, Card(f"{kind} image tokenizer", _origin(kind, source, report)))
 
 
-def _convert_generator(kind: Kind, source: Path, output: Path, given: Given) -> Report:
+def _convert_generator(
+    kind: Kind,
+    build: Callable[[Mapping[str, Tensor], str, Beside], tuple[Generator, Report]],
+    source: Path,
+    output: Path,
+    given: Given,
+) -> Report:
     if given.image_tokenizer is None:
         raise UserError(
             f"{kind} needs --image-tokenizer DIR, the release folder of the image tokenizer whose codes it draws: "
@@ -147,7 +167,8 @@ def _convert_generator(kind: Kind, source: Path, output: Path, given: Given) -> 
     size = given.image_size or read_config(given.image_tokenizer)["image_size"]
     theirs = _read(source, given, "model")
     text = None if given.text_encoder is None else load_pretrained_text(given.text_encoder)
-    generator, report = convert_llamagen_gpt(theirs, str(source), image_tokenizer, size, given.heads, text)
+    vision = None if given.vision_encoder is None else load_pretrained_vision(given.vision_encoder)
+    generator, report = build(theirs, str(source), Beside(image_tokenizer, size, given.heads, text, vision))
     save_generator(output, generator, image_tokenizer, size, Card(kind, _origin(kind, source, report)))
     return report
 
@@ -156,10 +177,11 @@ def _origin(kind: Kind, source: Path, report: Report) -> dict[str, Any]:
     """What a release keeps of where it is from."""
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"converted_from": {"kind": kind, "file": source.name, "sha256": digest, "types": dict(report.types)}}
+    facts = {"kind": kind, "file": source.name, "sha256": digest}
+    return {"converted_from": facts | {"types": dict(report.types), "prefixes": dict(report.prefixes)}}
 
 
-def _types(release: Path, kind: Kind) -> Mapping[str, str]:
-    """Of which types the tensors were that a release was converted from; nothing if it was not."""
+def _read_origin(release: Path, kind: Kind) -> Mapping[str, Any]:
+    """What `_origin` wrote; nothing, where the release was not converted from this kind."""
     origin = (read_config(release).get("training") or {}).get("converted_from") or {}
-    return origin.get("types", {}) if origin.get("kind") == kind else {}
+    return origin if origin.get("kind") == kind else {}

@@ -1,12 +1,23 @@
-"""Generators of LlamaGen (arXiv 2406.06525), class-conditional and text-conditional."""
+"""Generators of LlamaGen (arXiv 2406.06525), and MENTOR's own (arXiv 2507.09574), which has the same decoder."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 from torch import Tensor
 
-from mentor.conditioning import CaptionConfig, ClassLabelConfig, ConditionerConfig, PretrainedText
+from mentor.conditioning import (
+    CaptionConfig,
+    ClassLabelConfig,
+    ConditionerConfig,
+    FusedConfig,
+    Material,
+    PretrainedPair,
+    PretrainedText,
+    PretrainedVision,
+)
+from mentor.conversion.encoders import distance, find_prefixes, map_encoders
 from mentor.conversion.mapping import Mapped, Report, take
 from mentor.errors import UserError
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
@@ -18,15 +29,20 @@ from mentor.tokenizers import ImageTokenizer
 _HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
 _CLASSES = "cls_embedding.embedding_table.weight"
 _NOTHING = "cls_embedding.uncond_embedding"
-# Of each conditioner of ours, what LlamaGen calls its parts.
-_CONDITIONERS = {
-    "class_label": {"classes.weight": _CLASSES},
-    "caption": {
-        "project_in.weight": "cls_embedding.cap_proj.fc1.weight",
-        "project_out.weight": "cls_embedding.cap_proj.fc2.weight",
-        "nothing": _NOTHING,
-    },
+_ENCODERS = "multimodal_encoder."
+_OURS = ("conditioner.text_encoder.", "conditioner.vision_encoder.")
+# Of each conditioner of ours, what LlamaGen and MENTOR call its parts.
+_SLOTS = {
+    "project_in.weight": "cls_embedding.cap_proj.fc1.weight",
+    "project_out.weight": "cls_embedding.cap_proj.fc2.weight",
+    "nothing": _NOTHING,
 }
+_PROJECTOR = {
+    f"projector.{layer}.{part}": f"{_ENCODERS}language_projection.{layer}.{part}"
+    for layer in (0, 2)
+    for part in ("weight", "bias")
+}
+_CONDITIONERS = {"class_label": {"classes.weight": _CLASSES}, "caption": _SLOTS, "fused": _SLOTS | _PROJECTOR}
 # Of a block of ours, what LlamaGen calls its parts; two names: one below the other.
 _BLOCK = {
     "attention.qkv.weight": ("attention.wqkv.weight",),
@@ -38,45 +54,87 @@ _BLOCK = {
 }
 
 
-def convert_llamagen_gpt(
-    theirs: Mapping[str, Tensor],
-    what: str,
-    image_tokenizer: ImageTokenizer,
-    image_size: int,
-    heads: int = 0,
-    text: PretrainedText | None = None,
-    repaired: bool = False,
-) -> tuple[Generator, Report]:
-    """The generator of a LlamaGen checkpoint, over the codes of an image tokenizer.
+@dataclass(frozen=True)
+class Beside:
+    """What a generator's checkpoint does not hold.
+
+    Attributes:
+        image_tokenizer: whose codes it draws.
+        image_size: of its pictures, in pixels.
+        heads: query heads, which no shape tells; 0 takes those of the published size of that width.
+        text: the text encoder that it was trained with; where the checkpoint has the weights, they replace these.
+        vision: likewise the image encoder.
+    """
+
+    image_tokenizer: ImageTokenizer
+    image_size: int
+    heads: int = 0
+    text: PretrainedText | None = None
+    vision: PretrainedVision | None = None
+
+
+def convert_llamagen_gpt(theirs: Mapping[str, Tensor], what: str, beside: Beside) -> tuple[Generator, Report]:
+    """The generator of a LlamaGen checkpoint.
 
     Args:
         theirs: the weights by name; sizes are read off their shapes.
         what: how messages call the checkpoint.
-        image_tokenizer: whose codes it draws.
-        image_size: of its pictures, in pixels.
-        heads: query heads, which no shape tells; 0 takes those of the published size of that width.
-        text: the encoder of captions that a text-conditional generator was trained with.
-        repaired: the weights were trained without the fault of LlamaGen's that zeroes the prefix's queries and keys.
+        beside: what they do not hold.
 
     Raises:
-        UserError: these are not such weights, or they are of another image tokenizer.
+        UserError: these are not such weights, or what is given beside does not fit them.
     """
-    config = _read_config(theirs, what, heads, repaired)
-    material = _check_text(config.conditioner, theirs, what, text)
-    spec = code_spec(image_tokenizer, image_size)
+    return _convert(theirs, what, beside, repaired=False)
+
+
+def convert_mentor(theirs: Mapping[str, Tensor], what: str, beside: Beside) -> tuple[Generator, Report]:
+    """The generator of a checkpoint of MENTOR: the decoder alone, which reads captions, or with its encoders.
+
+    The decoder is LlamaGen's, trained anew without the fault that zeroes the prefix's queries and keys. Encoders are
+    found by transformers' own names; the report tells how far they are from those that are given beside.
+
+    Args:
+        theirs: the weights by name; sizes are read off their shapes.
+        what: how messages call the checkpoint.
+        beside: what they do not hold.
+
+    Raises:
+        UserError: these are not such weights, or what is given beside does not fit them.
+    """
+    return _convert(theirs, what, beside, repaired=True)
+
+
+def _convert(theirs: Mapping[str, Tensor], what: str, beside: Beside, repaired: bool) -> tuple[Generator, Report]:
+    config = _read_config(theirs, what, beside.heads, repaired)
+    material = _check_encoders(config.conditioner, theirs, what, beside)
+    spec = code_spec(beside.image_tokenizer, beside.image_size)
     codes = len(theirs["output.weight"])
     if codes != spec.vocab_size:
         raise UserError(
             f"{what} draws {codes} codes and the image tokenizer has {spec.vocab_size}: "
             "give the one it was trained with"
         )
-    generator = build_generator(config, material, spec, image_tokenizer.codebook)
-    report = take(generator, theirs, map_llamagen_gpt(generator), what)
-    return generator.eval(), report
+    generator = build_generator(config, material, spec, beside.image_tokenizer.codebook)
+    within = isinstance(config.conditioner, FusedConfig)
+    prefixes = find_prefixes(theirs, _ENCODERS, what) if within else {}
+    given = {name: value.clone() for name, value in generator.state_dict().items() if name.startswith(_OURS)}
+    report = take(generator, theirs, map_generator(generator, prefixes, theirs), what)
+    notes = []
+    for encoder in prefixes:
+        before = {name: value for name, value in given.items() if name.startswith(f"conditioner.{encoder}.")}
+        far = distance(before, generator.state_dict())
+        notes.append(f"{encoder}: {far:.3g} of its length away from the one given beside")
+    return generator.eval(), replace(report, prefixes=prefixes, notes=notes)
 
 
-def map_llamagen_gpt(generator: Generator) -> Mapped:
-    """How the tensors of a generator of LlamaGen's layout are called by LlamaGen."""
+def map_generator(generator: Generator, prefixes: Mapping[str, str], theirs: Iterable[str] | None = None) -> Mapped:
+    """How the tensors of a generator of LlamaGen's layout are called in a checkpoint.
+
+    Args:
+        generator: of ours.
+        prefixes: what stands before the names of its encoders, where the checkpoint has them.
+        theirs: the names that the checkpoint has; None for one that is yet to be written.
+    """
     sources: dict[str, tuple[str, ...]] = {
         "backbone.norm.weight": ("norm.weight",),
         "embedding.free.weight": ("tok_embeddings.weight",),
@@ -89,9 +147,11 @@ def map_llamagen_gpt(generator: Generator) -> Mapped:
         for ours, names in _BLOCK.items():
             sources[f"backbone.blocks.{layer}.{ours}"] = tuple(f"layers.{layer}.{name}" for name in names)
     state = generator.state_dict()
-    # The code vectors, which LlamaGen's generators do not look at, and encoders, which are files of their own.
+    sources |= map_encoders(state, prefixes, theirs)
+    # The code vectors, which LlamaGen's generators do not look at, and encoders that are files of their own.
     kept = ("embedding.codebook", "head.vectors.codebook", *generator.kept_apart)
-    return Mapped(sources, {name: tensor for name, tensor in state.items() if name.startswith(kept)})
+    own = {name: tensor for name, tensor in state.items() if name.startswith(kept) and name not in sources}
+    return Mapped(sources, own, {r".*\.position_ids": "numbers from 0 on"})
 
 
 def check_llamagen_layout(generator: Generator, what: str) -> None:
@@ -161,27 +221,29 @@ def _read_config(theirs: Mapping[str, Tensor], what: str, heads: int, repaired: 
 
 
 def _read_conditioner(theirs: Mapping[str, Tensor]) -> ConditionerConfig:
+    if any(name.startswith(_ENCODERS) for name in theirs):
+        return FusedConfig(slots=len(theirs[_NOTHING]))
     if _NOTHING in theirs:
         return CaptionConfig(slots=len(theirs[_NOTHING]))
     return ClassLabelConfig(classes=len(theirs[_CLASSES]) - 1)
 
 
-def _check_text(
-    config: ConditionerConfig, theirs: Mapping[str, Tensor], what: str, text: PretrainedText | None
-) -> PretrainedText | None:
-    """The text encoder, if the generator has a use for it and fits it."""
-    if not isinstance(config, CaptionConfig):
-        if text is not None:
-            raise UserError(f"{what} is class-conditional and reads no text: leave --text-encoder out")
+def _check_encoders(config: ConditionerConfig, theirs: Mapping[str, Tensor], what: str, beside: Beside) -> Material:
+    """The encoders, if the generator has a use for them and fits them."""
+    reads = {
+        "text_encoder": not isinstance(config, ClassLabelConfig),
+        "vision_encoder": isinstance(config, FusedConfig),
+    }
+    for key, given in (("text_encoder", beside.text), ("vision_encoder", beside.vision)):
+        option = "--" + key.replace("_", "-")
+        if given is not None and not reads[key]:
+            raise UserError(f"{what} has no use for an encoder of that kind: leave {option} out")
+        if given is None and reads[key]:
+            usual = "google/flan-t5-xl" if key == "text_encoder" else "openai/clip-vit-large-patch14"
+            raise UserError(f"{what} needs the encoder that it was trained with: give it by {option} (usually {usual})")
+    if beside.text is None:
         return None
     width = theirs[_NOTHING].shape[1]
-    if text is None:
-        raise UserError(
-            f"{what} is text-conditional and reads captions of width {width}: give the text encoder that it was "
-            "trained with by --text-encoder (LlamaGen's is google/flan-t5-xl)"
-        )
-    if text.width != width:
-        raise UserError(
-            f"{what} reads captions of width {width}, and the text encoder gives {text.width}: give another"
-        )
-    return text
+    if beside.text.width != width:
+        raise UserError(f"{what} reads text of width {width}, the text encoder gives {beside.text.width}: give another")
+    return beside.text if beside.vision is None else PretrainedPair(beside.text, beside.vision)

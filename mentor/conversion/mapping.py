@@ -1,7 +1,7 @@
 """Which tensor of ours is made of which of theirs, checked to the last name and shape, and the way back."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,12 +34,16 @@ class Report:
         parameters: numbers in them.
         left_out: names that were left out, by reason.
         types: of the tensors taken: the commonest under "*", others by name; what the way back gives them again.
+        prefixes: what stands before the names of encoders within.
+        notes: whatever else is worth knowing, a line each.
     """
 
     tensors: int
     parameters: int
     left_out: Mapping[str, list[str]]
     types: Mapping[str, str]
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def take(module: nn.Module, theirs: Mapping[str, Tensor], mapped: Mapped, what: str) -> Report:

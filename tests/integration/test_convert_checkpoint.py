@@ -11,10 +11,11 @@ from commandline import check_refusal, run_here
 from goldenvectors import read_golden
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny_releases, tiny_text_encoder
+from tiny import save_tiny_releases, tiny_text_encoder, tiny_vision_encoder
 
+from mentor.conditioning import FusedConditioner, PretrainedText, PretrainedVision
 from mentor.conversion.image_tokenizers import convert_llamagen_vq
-from mentor.models.checkpoint import Card, load_image_tokenizer, read_config, save_image_tokenizer
+from mentor.models.checkpoint import Card, load_generator, load_image_tokenizer, read_config, save_image_tokenizer
 
 TOOL = "tools/convert_checkpoint.py"
 VQ = ("llamagen_vq", "vq.pt", "release")
@@ -99,6 +100,47 @@ def test_a_generator_of_captions_takes_its_text_encoder_along(
     assert all(torch.equal(back[name], golden.weights[name]) for name in back)
 
 
+def test_mentors_checkpoint_brings_its_encoders_and_goes_back_to_the_very_bits(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_generator(place)
+    text, vision = tiny_text_encoder(width=24), tiny_vision_encoder()
+    text.save(place / "t5")
+    vision.save(place / "clip")
+    golden = read_golden("repaired_gpt_t2i_small")
+    weights = mentor_checkpoint(golden.weights, text, vision)
+    torch.save({"model": weights, "epoch": 1}, place / "gpt.pt")
+    arguments = ("mentor", *GPT[1:], "--heads", "2", "--text-encoder", "t5", "--vision-encoder", "clip")
+    assert convert(monkeypatch, *arguments) == 0
+    told = capsys.readouterr().out
+    assert "text_encoder: 0 of its length away from the one given beside" in told
+    assert "vision_encoder: 0.5 of its length away from the one given beside" in told
+    assert "left out 1, numbers from 0 on" in told
+    release = load_generator(place / "release")
+    conditioner = release.generator.conditioner
+    assert isinstance(conditioner, FusedConditioner)
+    trained = vision.model.state_dict()["pre_layrnorm.weight"] * 1.5
+    assert torch.equal(conditioner.vision_encoder.state_dict()["pre_layrnorm.weight"], trained)
+    Image.new("RGB", (40, 40), "red").save(place / "x.png")
+    draw = ["-m", "mentor.generate", "--model", "release", "--output", "out", "--guidance", "3", "--image", "x.png"]
+    assert run_here([*draw, "The circle in <image>.\n a large red circle at the left"], monkeypatch) == 0
+    capsys.readouterr()
+    check_refusal(run_here([*draw, "<image> " + "red " * 120], monkeypatch), capsys.readouterr().err, ("room for 120",))
+    assert convert(monkeypatch, "mentor", "release", "back.pt", "--to", "llamagen") == 0
+    back = torch.load(place / "back.pt", weights_only=True)["model"]
+    assert back.keys() | {POSITIONS} == weights.keys()
+    for name, tensor in weights.items():
+        assert name == POSITIONS or (tensor.dtype == back[name].dtype and torch.equal(tensor, back[name])), name
+
+
+def test_mentors_decoder_alone_reads_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_generator(place)
+    torch.save(read_golden("repaired_gpt_t2i_small").weights, place / "gpt.pt")
+    assert convert(monkeypatch, "mentor", *GPT[1:], "--heads", "2", "--text-encoder", "t5") == 0
+    settings = load_generator(place / "release").generator.config
+    assert settings.conditioner.kind == "caption" and not settings.backbone.legacy_prefix
+
+
 def test_the_part_that_is_named_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert convert(monkeypatch, "llamagen_vq", "vq.pt", "release", "--part", "model") == 0
     assert not load_file(place / "release" / "model.safetensors")["encoder.conv_in.weight"].any()
@@ -125,6 +167,41 @@ def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
 
 def another_kind(place: Path) -> None:
     torch.save(read_golden("llamagen_gpt_c2i_small").weights, place / "vq.pt")
+
+
+POSITIONS = "multimodal_encoder.vision_model.vision_tower.vision_model.embeddings.position_ids"
+
+
+def mentor_checkpoint(
+    decoder: dict[str, torch.Tensor], text: PretrainedText, vision: PretrainedVision
+) -> dict[str, torch.Tensor]:
+    """As MENTOR's stages write it: encoders under the names of an older transformers, the image encoder's changed."""
+    t5 = text.model.state_dict()
+    clip = {name: 1.5 * value for name, value in vision.model.state_dict().items()}
+    weights = decoder | {f"multimodal_encoder.language_model.{name}": value for name, value in t5.items()}
+    weights |= {f"{POSITIONS.removesuffix('embeddings.position_ids')}{name}": value for name, value in clip.items()}
+    weights[POSITIONS] = torch.arange(5).unsqueeze(0)
+    for layer, shape in ((0, (24, 20)), (2, (24, 24))):
+        weights[f"multimodal_encoder.language_projection.{layer}.weight"] = torch.randn(shape).bfloat16()
+        weights[f"multimodal_encoder.language_projection.{layer}.bias"] = torch.randn(shape[0])
+    return weights
+
+
+def mentors(*dropped: str) -> Callable[[Path], None]:
+    """A checkpoint of MENTOR without the tensors that begin so."""
+
+    def damage(place: Path) -> None:
+        a_generator(place)
+        text, vision = tiny_text_encoder(width=24), tiny_vision_encoder()
+        vision.save(place / "clip")
+        weights = mentor_checkpoint(read_golden("repaired_gpt_t2i_small").weights, text, vision)
+        kept = {name: value for name, value in weights.items() if not name.startswith(dropped)}
+        torch.save(kept, place / "gpt.pt")
+
+    return damage
+
+
+MENTOR = ("mentor", *GPT[1:], "--heads", "2", "--text-encoder", "t5")
 
 
 def a_generator(place: Path) -> None:
@@ -196,18 +273,38 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ..
     "a text encoder for classes": (
         a_generator,
         (*GPT, "--heads", "2", "--text-encoder", "t5"),
-        ("gpt.pt is class-conditional",),
+        ("gpt.pt has no use for an encoder", "leave --text-encoder out"),
     ),
-    "captions without their encoder": (captions, (*GPT, "--heads", "2"), ("width 24", "--text-encoder")),
+    "captions without their encoder": (
+        captions,
+        (*GPT, "--heads", "2"),
+        ("gpt.pt needs the encoder", "--text-encoder"),
+    ),
     "captions and the wrong encoder": (
         captions,
         (*GPT, "--heads", "2", "--text-encoder", "t5"),
-        ("width 24", "text encoder gives 16"),
+        ("width 24", "encoder gives 16"),
     ),
     "a text encoder that is not there": (
         captions,
         (*GPT, "--heads", "2", "--text-encoder", "./none"),
         ("no text encoder of transformers can be loaded from ./none",),
+    ),
+    "MENTOR without its image encoder": (mentors(), MENTOR, ("gpt.pt needs the encoder", "--vision-encoder")),
+    "MENTOR's file without an encoder": (
+        mentors("multimodal_encoder.vision_model"),
+        (*MENTOR, "--vision-encoder", "clip"),
+        ("gpt.pt has 0 tensors", "vision_encoder"),
+    ),
+    "half of MENTOR's projector": (
+        mentors("multimodal_encoder.language_projection.2"),
+        (*MENTOR, "--vision-encoder", "clip"),
+        ("2 missing (multimodal_encoder.language_projection.2.bias",),
+    ),
+    "another image encoder than MENTOR's": (
+        mentors(),
+        (*MENTOR, "--vision-encoder", "t5"),
+        ("no image encoder", "t5"),
     ),
     "an image tokenizer as a generator": (a_tokenizer, GPT, ("gpt.pt holds no generator of this kind", "tok_embed")),
     "back from a generator of ours": (
