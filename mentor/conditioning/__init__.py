@@ -64,8 +64,13 @@ def build_conditioner(config: ConditionerConfig, material: Material, spec: CodeS
             assert_never(config)
 
 
-def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[str]]) -> Material:
+def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[str]], blank: bool = False) -> Material:
     """What a new conditioner needs; captions are asked for only if something is learned from them.
+
+    Args:
+        config: of the conditioner.
+        captions: what is to be drawn.
+        blank: read no weights of pretrained encoders: they are on the meta device.
 
     Raises:
         UserError: a pretrained encoder is not there.
@@ -74,10 +79,10 @@ def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[st
         case NativeConfig():
             return TextTokenizer.train(captions(), config.text_vocab_size)
         case CaptionConfig():
-            return load_pretrained_text(_named(config.encoder, "encoder"))
+            return load_pretrained_text(_named(config.encoder, "encoder"), blank)
         case FusedConfig():
-            text = load_pretrained_text(_named(config.text_encoder, "text_encoder"))
-            return PretrainedPair(text, load_pretrained_vision(_named(config.vision_encoder, "vision_encoder")))
+            text = load_pretrained_text(_named(config.text_encoder, "text_encoder"), blank)
+            return PretrainedPair(text, load_pretrained_vision(_named(config.vision_encoder, "vision_encoder"), blank))
         case ClassLabelConfig():
             return None
         case _:
@@ -100,8 +105,13 @@ def save_material(material: Material, folder: Path) -> None:
         (folder / _TEXT_TOKENIZER).write_text(material.to_json(), encoding="utf-8")
 
 
-def load_material(config: ConditionerConfig, folder: Path) -> Material:
+def load_material(config: ConditionerConfig, folder: Path, blank: bool = False) -> Material:
     """What `save_material` wrote.
+
+    Args:
+        config: of the conditioner.
+        folder: the release folder.
+        blank: read no weights of pretrained encoders: they are on the meta device.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -110,11 +120,10 @@ def load_material(config: ConditionerConfig, folder: Path) -> Material:
         case NativeConfig():
             return TextTokenizer.load(folder / _TEXT_TOKENIZER)
         case CaptionConfig():
-            return load_pretrained_text(folder / TEXT_FOLDER)
+            return load_pretrained_text(folder / TEXT_FOLDER, blank)
         case FusedConfig():
-            return PretrainedPair(
-                load_pretrained_text(folder / TEXT_FOLDER), load_pretrained_vision(folder / VISION_FOLDER)
-            )
+            text = load_pretrained_text(folder / TEXT_FOLDER, blank)
+            return PretrainedPair(text, load_pretrained_vision(folder / VISION_FOLDER, blank))
         case ClassLabelConfig():
             return None
         case _:

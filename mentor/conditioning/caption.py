@@ -33,6 +33,7 @@ class CaptionConfig(Config):
 class CaptionConditioner(SlotConditioner):
     """The encoder's vector of each token of the caption."""
 
+    reads_images: ClassVar[bool] = False
     apart: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: CaptionConfig, text: PretrainedText, width: int) -> None:

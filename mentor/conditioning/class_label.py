@@ -34,6 +34,7 @@ class ClassLabelConditioner(Conditioner):
     A prompt is the number of a class, in digits. The row behind the last class stands for nothing.
     """
 
+    reads_images: ClassVar[bool] = False
     reads_codes: ClassVar[bool] = False
 
     def __init__(self, config: ClassLabelConfig, width: int) -> None:

@@ -13,11 +13,13 @@ class Conditioner(nn.Module, ABC):
     """Turns prompts into a prefix.
 
     Attributes:
+        reads_images: whether prompts may have images.
         reads_codes: whether it looks at the codes of reference images; else they need not be made.
         null_as_long: whether what stands for nothing is as long as the prompt that it stands beside.
         apart: beginnings of the names of tensors that are kept with its material, and not with its weights.
     """
 
+    reads_images: ClassVar[bool]
     reads_codes: ClassVar[bool]
     null_as_long: ClassVar[bool] = False
     apart: ClassVar[tuple[str, ...]] = ()

@@ -115,6 +115,7 @@ class FusedConditioner(SlotConditioner):
     The text encoder must take vectors for tokens, as T5's does.
     """
 
+    reads_images: ClassVar[bool] = True
     apart: ClassVar[tuple[str, ...]] = ("text_encoder.", "vision_encoder.")
 
     def __init__(self, config: FusedConfig, pair: PretrainedPair, width: int) -> None:
@@ -200,12 +201,15 @@ class FusedConditioner(SlotConditioner):
 
     def _embed(self, prompt: Prompt, images: dict[int, Tensor]) -> tuple[Float[Tensor, "l c"], list[Span]]:
         """What the text encoder gets for a prompt, and where its segments are in it."""
-        ids = torch.tensor(self._ids(prompt), device=self.nothing.device)
-        vectors = self.text_encoder.get_input_embeddings()(ids.masked_fill(ids == self.mark, 0))
+        ids = self._ids(prompt)
+        places = [place for place, own in enumerate(ids) if own == self.mark]
+        # The encoder's table may have no row for the mark.
+        known = torch.tensor([0 if own == self.mark else own for own in ids], device=self.nothing.device)
+        vectors = self.text_encoder.get_input_embeddings()(known)
         parts: list[Tensor] = []
         spans: list[Span] = []
         end = begin = 0
-        for place, image in zip((ids == self.mark).nonzero().flatten().tolist(), _images(prompt), strict=True):
+        for place, image in zip(places, _images(prompt), strict=True):
             if place > begin:
                 parts.append(vectors[begin:place])
                 spans.append(Span("text", "", end, end + place - begin))
@@ -223,8 +227,7 @@ class FusedConditioner(SlotConditioner):
         read: dict[int, Tensor] = {}
         for places in of_one_length(rows):
             vectors = torch.stack([rows[place] for place in places])
-            mask = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
-            hidden = self.text_encoder(inputs_embeds=vectors, attention_mask=mask).last_hidden_state
+            hidden = self.text_encoder(inputs_embeds=vectors).last_hidden_state
             read |= dict(zip(places, hidden.float(), strict=True))
         return [read[place] for place in range(len(rows))]
 

@@ -88,6 +88,7 @@ class NativeConditioner(Conditioner):
     so text keeps its order, and several images are told apart, whatever their size.
     """
 
+    reads_images: ClassVar[bool] = True
     reads_codes: ClassVar[bool] = True
 
     def __init__(self, config: NativeConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, width: int) -> None:

@@ -52,7 +52,7 @@ class PretrainedText:
         with torch.no_grad():
             for places in of_one_length(rows):
                 ids = torch.tensor([rows[place] for place in places], device=self.model.device)
-                hidden = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+                hidden = self.model(input_ids=ids).last_hidden_state
                 encoded |= dict(zip(places, hidden.float(), strict=True))
         return [encoded[place] for place in range(len(rows))]
 
@@ -128,8 +128,12 @@ def of_one_length(rows: Sequence[Sequence[Any] | Tensor]) -> list[list[int]]:
     return [[place for place, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
 
 
-def load_pretrained_text(place: str | Path) -> PretrainedText:
+def load_pretrained_text(place: str | Path, blank: bool = False) -> PretrainedText:
     """The text encoder in a folder, or of a name on the hub; of models that read more than text, their text encoder.
+
+    Args:
+        place: the folder or the name.
+        blank: read no weights: the model is on the meta device.
 
     Raises:
         UserError: there is none, or it is not one of text.
@@ -138,15 +142,19 @@ def load_pretrained_text(place: str | Path) -> PretrainedText:
     from transformers import AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, SiglipTextModel
 
     try:
-        model = _load(place, {"clip": CLIPTextModel, "siglip": SiglipTextModel}, AutoModelForTextEncoding)
+        model = _load(place, {"clip": CLIPTextModel, "siglip": SiglipTextModel}, AutoModelForTextEncoding, blank)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, KeyError and others for what is not there
         raise _absent("text encoder", "safetensors and tokenizer", place, error) from error
     return PretrainedText(model, tokenizer)
 
 
-def load_pretrained_vision(place: str | Path) -> PretrainedVision:
+def load_pretrained_vision(place: str | Path, blank: bool = False) -> PretrainedVision:
     """The image encoder (CLIP's or SigLIP's) in a folder, or of a name on the hub.
+
+    Args:
+        place: the folder or the name.
+        blank: read no weights: the model is on the meta device.
 
     Raises:
         UserError: there is none.
@@ -157,7 +165,7 @@ def load_pretrained_vision(place: str | Path) -> PretrainedVision:
     kinds = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
     kinds |= {"siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel}
     try:
-        model = _load(place, kinds, None)
+        model = _load(place, kinds, None, blank)
         found = cached_file(place, _PREPROCESSING)
         facts = json.loads(Path(str(found)).read_text(encoding="utf-8"))
         return PretrainedVision(model, tuple(facts["image_mean"]), tuple(facts["image_std"]))
@@ -165,7 +173,7 @@ def load_pretrained_vision(place: str | Path) -> PretrainedVision:
         raise _absent("image encoder (clip or siglip)", f"safetensors and {_PREPROCESSING}", place, error) from error
 
 
-def _load(place: str | Path, kinds: dict[str, Any], other: Any) -> "PreTrainedModel":
+def _load(place: str | Path, kinds: dict[str, Any], other: Any, blank: bool) -> "PreTrainedModel":
     """The part of a model that `kinds` names for its type, or `other`; frozen, in float32."""
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -175,6 +183,14 @@ def _load(place: str | Path, kinds: dict[str, Any], other: Any) -> "PreTrainedMo
     kind = kinds.get(config.model_type, other)
     if kind is None:
         raise ValueError(f"it is a {config.model_type}")
+    if blank:
+        part = config
+        if kind is not other:
+            # A part's own settings stand within those of the whole.
+            part = kind.config_class.from_pretrained(place)
+        with torch.device("meta"):
+            model = kind.from_config(part) if kind is other else kind(part)
+        return model.eval().requires_grad_(False)
     # Pickled weights are not read: they could hold code.
     model = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     return model.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """What a stage trains, on the meta device: shapes without memory. Of a release its small files are read, no weights."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -16,6 +17,8 @@ from mentor.conditioning import (
     FusedConfig,
     Material,
     NativeConfig,
+    PretrainedPair,
+    PretrainedText,
     TextTokenizer,
     learn_material,
     load_material,
@@ -94,7 +97,9 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
 
 
 def draw_generator(config: GeneratorConfig, material: Material, spec: CodeSpec) -> Generator:
-    """A generator on the meta device."""
+    """A generator on the meta device, that shares nothing with others of the same material."""
+    if isinstance(material, PretrainedText | PretrainedPair):
+        material = copy.deepcopy(material)
     with torch.device("meta"):
         codebook = torch.empty(spec.vocab_size, spec.code_width)
         return build_generator(config, material, spec, codebook)
@@ -116,7 +121,7 @@ def blank_material(config: ConditionerConfig, release: Path | None = None) -> Ma
             words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
             return TextTokenizer(words)
         case CaptionConfig() | FusedConfig():
-            return learn_material(config, list) if release is None else load_material(config, release)
+            return learn_material(config, list, True) if release is None else load_material(config, release, True)
         case ClassLabelConfig():
             return None
         case _:

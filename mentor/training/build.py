@@ -22,7 +22,7 @@ from mentor.training.config import (
     TrainConfig,
     TuningTraining,
 )
-from mentor.training.fitting import check_codes, check_same, check_size
+from mentor.training.fitting import check_codes, check_references, check_same, check_size
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
@@ -102,6 +102,7 @@ def _generator_module(
     if datamodule.codes is not None:
         ours = weights_fingerprint(image_tokenizer)
         check_codes(datamodule.codes, config.data.places, ours, spec, generator.config.conditioner)
+    check_references(generator.conditioner, datamodule.config.tasks)
     freeze(generator, config.freeze)
     return GeneratorModule(
         generator.train(),

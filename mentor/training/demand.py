@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mentor.conditioning import Condition
+from mentor.conditioning import Condition, Conditioner
 from mentor.errors import UserError
 from mentor.models import Generator
 from mentor.tokenizers import build_image_tokenizer
 from mentor.training.blueprint import Blueprint, draw_generator
 from mentor.training.config import GeneratorTraining, ImageTokenizerTraining, TrainConfig
+from mentor.training.fitting import check_references, shows_references
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import token_entropy
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
@@ -24,8 +25,7 @@ from mentor.training.memory import size_of
 from mentor.training.tracing import Traced, autocast, trace
 from mentor.types import Codes, ImageSegment, Prompt, TextSegment
 
-# Tasks whose prompts show no picture, and those whose picture is the target, which is encoded once.
-_WITHOUT_REFERENCE = {"text_to_image"}
+# Tasks whose prompts show no picture but the target, which is encoded once.
 _WITHOUT_OTHER_PICTURE = {"text_to_image", "reconstruct"}
 
 
@@ -89,13 +89,8 @@ def process_load(config: TrainConfig, blueprint: Blueprint, world: int, codes: b
         return Load(rows, validation_rows, min(rows * each, -(-most // world) or rows * each), validation_rows)
     assert blueprint.generator is not None
     longest = blueprint.generator.config.conditioner.longest(blueprint.spec)
-    references = 0 if tasks <= _WITHOUT_REFERENCE else 1
-    tokens = blueprint.spec.tokens * references + 1
-    if tokens > longest:
-        raise UserError(
-            f"a prompt with a picture takes {tokens} prefix tokens and more, and conditioner.max_prefix is {longest}: "
-            f"say conditioner.max_prefix=null for enough, or make pictures smaller with data.image_size"
-        )
+    references = int(shows_references(tasks))
+    check_references(blueprint.generator.conditioner, tasks)
     pictures = (0, 0) if codes else (rows * each, validation_rows * each)
     return Load(rows, validation_rows, *pictures, prefix=longest, references=references)
 
@@ -182,15 +177,28 @@ def _gathered(generator: Generator, precision: str) -> int:
 
 def _longest_condition(generator: Generator, rows: int, load: Load) -> Condition:
     spec, count = generator.spec, rows * load.references
-    words = load.prefix - 1 - load.references * spec.tokens
-    segments = [TextSegment(" ".join(["0"] * words))] if words else []
-    # What the picture shows does not matter: the codes stand for it.
-    prompt: Prompt = (*segments, *[ImageSegment(torch.zeros(3, 1, 1))] * load.references)
-    if not count:
+    prompt = _longest_prompt(generator.conditioner, load)
+    if not count or not generator.conditioner.reads_codes:
         return Condition([prompt] * rows, None)
     ids = torch.zeros(count, *spec.grid, dtype=torch.long)
     latents = torch.zeros(count, spec.code_width, *spec.grid)
     return Condition([prompt] * rows, Codes(ids, latents, torch.zeros(count, spec.feature_width, *spec.grid)))
+
+
+def _longest_prompt(conditioner: Conditioner, load: Load) -> Prompt:
+    """A prompt that fills the prefix, or nearly so where a word takes several tokens."""
+    # Where codes stand for the picture it does not matter what it shows, and else not how large it is.
+    images = [ImageSegment(torch.zeros(3, 2, 2))] * load.references
+    words = load.prefix
+    while words:
+        prompt: Prompt = (TextSegment(" ".join(["0"] * words)), *images)
+        try:
+            conditioner.count(prompt)
+        except UserError:
+            words -= 1 if words < 100 else words // 20
+        else:
+            return prompt
+    return tuple(images)
 
 
 def _trace_encoding(blueprint: Blueprint, pictures: int) -> Traced:

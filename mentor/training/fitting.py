@@ -1,13 +1,18 @@
 """Do the parts of a training fit each other? Asked of settings, sizes and names; no weights are needed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from mentor.conditioning import ConditionerConfig, NativeConfig
+import torch
+
+from mentor.conditioning import Conditioner, ConditionerConfig, NativeConfig
 from mentor.data.codes import codes_command
 from mentor.data.packs import CodeLayout
 from mentor.errors import UserError
 from mentor.training.folder import differences
-from mentor.types import CodeSpec
+from mentor.types import CodeSpec, ImageSegment
+
+# Tasks whose prompts show no picture.
+_WITHOUT_REFERENCE = {"text_to_image"}
 
 
 def check_same(folder: str, theirs: Mapping[str, object], ours: Mapping[str, object], prefix: str = "") -> None:
@@ -79,6 +84,32 @@ def check_codes(
             f"{codes.feature_width or 'none'}: make them anew with `{command} --features yes`, "
             "or say conditioner.image_features=[latents]"
         )
+
+
+def shows_references(tasks: Iterable[str]) -> bool:
+    """Whether a task's prompt has an image."""
+    return bool(set(tasks) - _WITHOUT_REFERENCE)
+
+
+def check_references(conditioner: Conditioner, tasks: Iterable[str]) -> None:
+    """Nothing, where the conditioner can read the prompts of these tasks.
+
+    Raises:
+        UserError: it reads no images, or has no room for one.
+    """
+    shown = sorted(set(tasks) - _WITHOUT_REFERENCE)
+    if not shown:
+        return
+    if not conditioner.reads_images:
+        left = " ".join(f"data.mixture.{task}=0" for task in shown)
+        raise UserError(f"the conditioner reads no images, and prompts of {', '.join(shown)} have one: say {left}")
+    try:
+        conditioner.count((ImageSegment(torch.zeros(3, 2, 2)),))
+    except UserError as error:
+        raise UserError(
+            f"a prompt with a picture does not fit ({error}): give the conditioner more room (max_prefix=null for a "
+            "native one, or more slots), or make pictures smaller with data.image_size"
+        ) from error
 
 
 def reads_features(config: ConditionerConfig) -> bool:

@@ -187,5 +187,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     # The data module keeps its own place in the data, which Lightning looks for in the loader.
-    for text in ("your dataloader is not resumable", "isinstance.treespec, LeafSpec", "GPU available but not used"):
+    # Pretrained encoders stay in eval mode.
+    known = ("your dataloader is not resumable", "isinstance.treespec, LeafSpec", "GPU available but not used")
+    for text in (*known, "in eval mode at the start of training"):
         warnings.filterwarnings("ignore", message=f".*{text}.*")
