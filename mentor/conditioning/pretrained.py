@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from mentor.conditioning.shapes import blank_tokenizer, known_shape
 from mentor.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def load_pretrained_text(place: str | Path, blank: bool = False) -> PretrainedTe
 
     try:
         model = _load(place, {"clip": CLIPTextModel, "siglip": SiglipTextModel}, AutoModelForTextEncoding, blank)
+        if blank and known_shape(str(place)) is not None:
+            return PretrainedText(model, blank_tokenizer(model.config.vocab_size))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, KeyError and others for what is not there
         raise _absent("text encoder", "safetensors and tokenizer", place, error) from error
@@ -166,6 +169,8 @@ def load_pretrained_vision(place: str | Path, blank: bool = False) -> Pretrained
     kinds |= {"siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel}
     try:
         model = _load(place, kinds, None, blank)
+        if blank and known_shape(str(place)) is not None:
+            return PretrainedVision(model, (0.5,) * 3, (0.5,) * 3)
         found = cached_file(place, _PREPROCESSING)
         facts = json.loads(Path(str(found)).read_text(encoding="utf-8"))
         return PretrainedVision(model, tuple(facts["image_mean"]), tuple(facts["image_std"]))
@@ -179,13 +184,14 @@ def _load(place: str | Path, kinds: dict[str, Any], other: Any, blank: bool) -> 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    known = known_shape(str(place)) if blank else None
+    config = known or AutoConfig.from_pretrained(place, trust_remote_code=False)
     kind = kinds.get(config.model_type, other)
     if kind is None:
         raise ValueError(f"it is a {config.model_type}")
     if blank:
         part = config
-        if kind is not other:
+        if kind is not other and known is None:
             # A part's own settings stand within those of the whole.
             part = kind.config_class.from_pretrained(place)
         with torch.device("meta"):

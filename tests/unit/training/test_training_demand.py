@@ -226,7 +226,7 @@ def test_sharded_training_gathers_and_keeps_no_copies(settings: Settings) -> Non
 
 
 def test_a_prefix_without_room_for_a_picture_is_refused(settings: Settings) -> None:
-    with pytest.raises(UserError, match=r"65 prefix tokens .*max_prefix is 64: say conditioner\.max_prefix=null"):
+    with pytest.raises(UserError, match=r"takes 65 prefix tokens .* room for 64 .*max_prefix=null"):
         planned(settings("conditioner.max_prefix=64"))
     planned(settings("conditioner.max_prefix=65"))
 

@@ -20,6 +20,7 @@ from mentor.config import compose, validate
 from mentor.data.packs import CodeLayout
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
+from mentor.models import count_parameters
 from mentor.models.checkpoint import read_config
 from mentor.tokenizers import ImageTokenizerConfig
 from mentor.training import planning
@@ -209,6 +210,40 @@ def test_what_is_shipped_for_large_machines_has_room_for_its_pictures(
     config = validate(TrainConfig, compose("train", overrides))
     made = make_plan(config, open_folder(config), 8)
     assert made.load.prefix == 2 * (side // 16) ** 2 + 256
+
+
+def plan_shipped(settings: Settings, folder: Path, experiment: str, world: int) -> Plan:
+    """What a shipped experiment needs in stage 1, over an image tokenizer of 16 px a code without its weights."""
+    release = save_tiny_releases(folder) / "tokenizer"
+    facts = json.loads((release / "config.json").read_text())
+    facts["image_tokenizer"] = ImageTokenizerConfig().model_dump()
+    (release / "config.json").write_text(json.dumps(facts))
+    overrides = ["stage=1", f"experiment={experiment}", f"data.root={settings().data.root}", "data.workers=0"]
+    overrides += [f"image_tokenizer_from={release}", f"run.dir={folder / 'run'}", "data.batch_size=8"]
+    config = validate(TrainConfig, compose("train", overrides))
+    return make_plan(config, open_folder(config), world)
+
+
+def test_mentor_xl_is_as_large_as_the_paper_says_part_by_part(settings: Settings, tmp_path: Path) -> None:
+    generator = plan_shipped(settings, tmp_path, "mentor_xl", 8).blueprint.generator
+    assert generator is not None
+    parts = count_parameters(generator)
+    assert parts["total"] == pytest.approx(2.31e9, rel=0.005)
+    conditioner = count_parameters(generator.conditioner)
+    assert conditioner["vision_encoder"] == pytest.approx(303e6, rel=0.005)
+    assert conditioner["text_encoder"] == pytest.approx(1224e6, rel=0.005)
+    assert conditioner["projector"] == pytest.approx(6.3e6, rel=0.005)
+    # What stands for nothing is a buffer there and trained here: 512 slots of 2,048 numbers.
+    decoder = parts["backbone"] + parts["embedding"] + parts["head"]
+    decoder += conditioner["project_in"] + conditioner["project_out"]
+    assert decoder == pytest.approx(777.7e6, rel=0.001)
+
+
+def test_mentor_l_256_fits_two_gpus_of_24_gb(settings: Settings, tmp_path: Path) -> None:
+    plan = plan_shipped(settings, tmp_path, "mentor_l_256", 2)
+    assert plan.config.trainer.devices == 2 and plan.load.rows == 4
+    assert plan.states.total + plan.demand.most < 22e9
+    assert plan.load.prefix == 512
 
 
 def test_stage_2_is_planned_without_the_weights_of_stage_1(settings: Settings, tmp_path: Path) -> None:

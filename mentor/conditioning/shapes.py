@@ -1,0 +1,41 @@
+"""Shapes of the encoders that shipped settings name, so that plans need neither their weights nor a network.
+
+The numbers are those of each model's own config.json.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+_T5 = {"vocab_size": 32128, "d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "google/flan-t5-base": ("t5", _T5 | {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12}),
+    "google/flan-t5-large": ("t5", _T5 | {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16}),
+    "google/flan-t5-xl": ("t5", _T5 | {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32}),
+    "openai/clip-vit-large-patch14": ("clip_vision_model", _VIT_L | {"image_size": 224, "patch_size": 14}),
+    "google/siglip-so400m-patch14-224": ("siglip_vision_model", _SO400M | {"image_size": 224, "patch_size": 14}),
+}
+
+
+def known_shape(place: str) -> "PreTrainedConfig | None":
+    """The settings of the encoder of this name, if it is one of those listed here."""
+    from transformers import CLIPVisionConfig, SiglipVisionConfig, T5Config
+
+    if place not in _SHAPES:
+        return None
+    kind, shape = _SHAPES[place]
+    kinds = {"t5": T5Config, "clip_vision_model": CLIPVisionConfig, "siglip_vision_model": SiglipVisionConfig}
+    return kinds[kind](**shape)
+
+
+def blank_tokenizer(vocabulary: int) -> "PreTrainedTokenizerBase":
+    """A tokenizer that takes each blank-separated word for one of its entries."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0")
