@@ -72,7 +72,7 @@ def take(module: nn.Module, theirs: Mapping[str, Tensor], mapped: Mapped, what: 
     shapes = [] if missing else list(_other_shapes(own, theirs, mapped))
     if missing or unknown or shapes:
         raise UserError(f"{what} does not fit: " + "; ".join(_complaints(missing, unknown, shapes)))
-    state = {name: torch.cat([theirs[part] for part in parts]) for name, parts in mapped.sources.items()}
+    state = {name: _below([theirs[part] for part in parts]) for name, parts in mapped.sources.items()}
     module.load_state_dict(state | dict(mapped.own))
     taken = [theirs[name] for name in wanted]
     return Report(len(taken), sum(tensor.numel() for tensor in taken), left_out, _types(theirs, wanted))
@@ -88,16 +88,21 @@ def give_back(module: nn.Module, mapped: Mapped, types: Mapping[str, str]) -> di
     """
     own, theirs = module.state_dict(), {}
     for name, parts in mapped.sources.items():
-        for part, tensor in zip(parts, own[name].chunk(len(parts)), strict=True):
+        pieces = own[name].chunk(len(parts)) if len(parts) > 1 else (own[name],)
+        for part, tensor in zip(parts, pieces, strict=True):
             kind = types.get(part, types.get("*", "float32"))
             theirs[part] = tensor.to(getattr(torch, kind)).contiguous()
     return theirs
 
 
+def _below(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+
+
 def _other_shapes(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], mapped: Mapped) -> Iterable[str]:
     for name, parts in mapped.sources.items():
-        rows = own[name].shape[0] // len(parts) if own[name].ndim else 0
-        expected = (rows, *own[name].shape[1:])
+        shape = tuple(own[name].shape)
+        expected = (shape[0] // len(parts), *shape[1:]) if shape else ()
         for part in parts:
             if tuple(theirs[part].shape) != expected:
                 yield f"{part} {tuple(theirs[part].shape)} against {expected}"

@@ -102,7 +102,7 @@ def _generator_module(
     if datamodule.codes is not None:
         ours = weights_fingerprint(image_tokenizer)
         check_codes(datamodule.codes, config.data.places, ours, spec, generator.config.conditioner)
-    check_references(generator.conditioner, datamodule.config.tasks)
+    check_references(generator.conditioner, datamodule.config.tasks, datamodule.codes is not None)
     freeze(generator, config.freeze)
     return GeneratorModule(
         generator.train(),

@@ -90,7 +90,7 @@ def process_load(config: TrainConfig, blueprint: Blueprint, world: int, codes: b
     assert blueprint.generator is not None
     longest = blueprint.generator.config.conditioner.longest(blueprint.spec)
     references = int(shows_references(tasks))
-    check_references(blueprint.generator.conditioner, tasks)
+    check_references(blueprint.generator.conditioner, tasks, codes)
     pictures = (0, 0) if codes else (rows * each, validation_rows * each)
     return Load(rows, validation_rows, *pictures, prefix=longest, references=references)
 

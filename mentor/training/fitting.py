@@ -91,11 +91,16 @@ def shows_references(tasks: Iterable[str]) -> bool:
     return bool(set(tasks) - _WITHOUT_REFERENCE)
 
 
-def check_references(conditioner: Conditioner, tasks: Iterable[str]) -> None:
+def check_references(conditioner: Conditioner, tasks: Iterable[str], codes: bool = False) -> None:
     """Nothing, where the conditioner can read the prompts of these tasks.
 
+    Args:
+        conditioner: what reads them.
+        tasks: of the data.
+        codes: whether codes stand for the prompts' images.
+
     Raises:
-        UserError: it reads no images, or has no room for one.
+        UserError: it reads no images, or none but pixels where there are codes, or has no room for one.
     """
     shown = sorted(set(tasks) - _WITHOUT_REFERENCE)
     if not shown:
@@ -103,6 +108,11 @@ def check_references(conditioner: Conditioner, tasks: Iterable[str]) -> None:
     if not conditioner.reads_images:
         left = " ".join(f"data.mixture.{task}=0" for task in shown)
         raise UserError(f"the conditioner reads no images, and prompts of {', '.join(shown)} have one: say {left}")
+    if codes and not conditioner.reads_codes:
+        raise UserError(
+            f"the conditioner reads the pixels of images, which prompts of {', '.join(shown)} have, and these data "
+            "are codes: say data.root=DIR with the pictures"
+        )
     try:
         conditioner.count((ImageSegment(torch.zeros(3, 2, 2)),))
     except UserError as error:

@@ -13,11 +13,12 @@ def make_module() -> nn.Module:
     module.both = nn.Linear(3, 4, bias=False)
     module.one = nn.Linear(2, 2)
     module.register_buffer("count", torch.zeros(()))
+    module.register_buffer("scale", torch.zeros(()))
     return module
 
 
 MAPPED = Mapped(
-    {"both.weight": ("w1", "w2"), "one.weight": ("one.w",), "one.bias": ("one.b",)},
+    {"both.weight": ("w1", "w2"), "one.weight": ("one.w",), "one.bias": ("one.b",), "scale": ("s",)},
     {"count": torch.tensor(7.0)},
     {r"log\..+": "a log"},
 )
@@ -25,7 +26,7 @@ MAPPED = Mapped(
 
 def theirs() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"w1": (2, 3), "w2": (2, 3), "one.w": (2, 2), "one.b": (2,)}
+    shapes = {"w1": (2, 3), "w2": (2, 3), "one.w": (2, 2), "one.b": (2,), "s": ()}
     tensors = {name: torch.randn(shape, generator=generator).half() for name, shape in shapes.items()}
     return tensors | {"one.b": torch.randn(2, generator=generator), "log.x": torch.ones(1)}
 
@@ -35,7 +36,8 @@ def test_tensors_are_put_together_and_accounted_for() -> None:
     report = take(module, theirs(), MAPPED, "x.pt")
     assert torch.equal(module.both.weight, torch.cat((theirs()["w1"], theirs()["w2"])).float())
     assert module.count == 7
-    assert (report.tensors, report.parameters) == (4, 18)
+    assert (report.tensors, report.parameters) == (5, 19)
+    assert module.scale == theirs()["s"]
     assert report.left_out == {"a log": ["log.x"]}
     assert report.types == {"*": "float16", "one.b": "float32"}
 
