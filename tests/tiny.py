@@ -4,7 +4,14 @@ from pathlib import Path
 
 import torch
 
-from mentor.conditioning import NativeConfig, PretrainedText, PretrainedVision, TextTokenizer
+from mentor.conditioning import (
+    FusedConfig,
+    NativeConfig,
+    PretrainedPair,
+    PretrainedText,
+    PretrainedVision,
+    TextTokenizer,
+)
 from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
@@ -73,6 +80,21 @@ def tiny_vision_encoder(kind: str = "clip") -> PretrainedVision:
         "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**shape)),
     }[kind]()
     return PretrainedVision(model.eval().requires_grad_(False), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+
+
+def tiny_fused_generator(image_tokenizer: ImageTokenizer, image_size: int = 64) -> Generator:
+    """A generator of MENTOR's layout over the tiny encoders, the same at every call."""
+    pair = PretrainedPair(tiny_text_encoder(), tiny_vision_encoder())
+    torch.manual_seed(2)
+    config = GeneratorConfig(
+        conditioner=FusedConfig(slots=24),
+        backbone=BackboneConfig(layers=1, width=32, heads=2, rope_prefix=False),
+        head=ARHeadConfig(tied=False),
+        placement="own",
+        causal_prefix=True,
+        grid_embeddings=False,
+    )
+    return build_generator(config, pair, code_spec(image_tokenizer, image_size), image_tokenizer.codebook)
 
 
 def save_tiny_releases(folder: Path, codes: int = 32) -> Path:

@@ -52,11 +52,21 @@ class Condition:
 
 
 def encode_condition(
-    prompts: Sequence[Prompt], encode: Callable[[Float[Tensor, "b c y x"]], Codes], device: torch.device | str = "cpu"
+    prompts: Sequence[Prompt],
+    encode: Callable[[Float[Tensor, "b c y x"]], Codes],
+    device: torch.device | str = "cpu",
+    needed: bool = True,
 ) -> Condition:
-    """The prompts with their reference images encoded in one go; an image in several rows is encoded once."""
+    """The prompts with their reference images encoded in one go; an image in several rows is encoded once.
+
+    Args:
+        prompts: what is asked.
+        encode: makes codes of images.
+        device: where to make them.
+        needed: whether the conditioner reads them at all.
+    """
     images = [image for prompt in prompts for image in prompt_images(prompt)]
-    if not images:
+    if not images or not needed:
         return Condition(prompts, None)
     unique = list({id(image): image for image in images}.values())
     codes = encode(torch.stack(unique).to(device))

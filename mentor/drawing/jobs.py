@@ -55,7 +55,9 @@ class Job:
 
     def condition(self) -> Condition:
         """The prompt with its images encoded."""
-        return encode_condition([self.prompt], self.model.release.image_tokenizer.encode, self.model.device)
+        model = self.model
+        encode, needed = model.release.image_tokenizer.encode, model.conditioner.reads_codes
+        return encode_condition([self.prompt], encode, model.device, needed)
 
     def sign(self, picture: Image.Image, seed: int) -> None:
         """Write down in the picture how it was made."""

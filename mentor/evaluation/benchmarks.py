@@ -291,7 +291,9 @@ def draw(
     parts = []
     for first in range(0, len(examples), config.batch_size):
         batch = examples[first : first + config.batch_size]
-        condition = encode_condition([example.prompt for example in batch], image_tokenizer.encode, contestant.device)
+        prompts = [example.prompt for example in batch]
+        needed = generator.conditioner.reads_codes
+        condition = encode_condition(prompts, image_tokenizer.encode, contestant.device, needed)
         seeds = [seed_from("draw", config.seed, task, example.key) % 2**63 for example in batch]
         ids = sample(generator, condition, seeds, sampling)
         parts.append(image_tokenizer.decode_ids(ids).float().cpu())

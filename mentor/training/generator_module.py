@@ -141,7 +141,7 @@ class GeneratorModule(lightning.LightningModule):
         A reference that is its own prompt's target, as in reconstruction, is encoded once.
         """
         rows = [row for row, prompt in enumerate(prompts) for _ in prompt_images(prompt)]
-        if not rows:
+        if not rows or not self.generator.conditioner.reads_codes:
             return self.encode(targets).ids, Condition(prompts, None)
         references = torch.stack([image for prompt in prompts for image in prompt_images(prompt)])
         repeated = (references == targets[rows]).flatten(start_dim=1).all(dim=1)
@@ -182,7 +182,8 @@ class GeneratorModule(lightning.LightningModule):
         Of codes, reference and target are what the codes show.
         """
         if batch.codes is None:
-            condition = encode_condition(batch.prompts, self.encode, self.device)
+            needed = self.generator.conditioner.reads_codes
+            condition = encode_condition(batch.prompts, self.encode, self.device, needed)
             targets, ceilings = batch.targets, self.image_tokenizer.decode_ids(self.encode(batch.targets).ids)
             shown = [prompt_images(prompt) for prompt in batch.prompts]
         else:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_fused_generator
 from torch.nn import functional
 
 from mentor.conditioning import encode_condition
@@ -193,3 +194,21 @@ def test_a_checkpoint_of_another_image_tokenizer_is_refused(
     checkpoint["image_tokenizer_fingerprint"] = "0" * 16
     with pytest.raises(UserError, match="tokenizer 0000000000000000, and now"):
         module.on_load_checkpoint(checkpoint)
+
+
+def test_references_that_are_read_as_pixels_are_not_encoded(image_tokenizer: ImageTokenizer) -> None:
+    module = make_module(tiny_fused_generator(image_tokenizer), image_tokenizer)
+    batch = make_batch(2)
+    encoded: list[int] = []
+    whole = image_tokenizer.encode
+    module.encode = lambda images: encoded.append(len(images)) or whole(images)
+    ids, condition = module.encode_batch(batch.prompts, batch.targets)
+    assert encoded == [2] and condition.codes is None and torch.equal(ids, whole(batch.targets).ids)
+    losses, _ = module.example_losses(batch.prompts, batch)
+    losses.mean().backward()
+    conditioner = module.generator.conditioner
+    for name, parameter in conditioner.named_parameters():
+        frozen = name.startswith(conditioner.apart)
+        # Nothing was left out of these prompts.
+        assert (parameter.grad is None) == (frozen or name == "nothing"), name
+    assert len(module.illustrate(batch)) == 2
