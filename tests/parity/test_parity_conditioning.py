@@ -46,17 +46,17 @@ def test_mentors_own_steps_give_the_same_prefix() -> None:
     """MENTOR repeats the mark for every patch, puts features over the marks, and moves what T5 gives to the right."""
     pair = PretrainedPair(tiny_text_encoder(), tiny_vision_encoder())
     torch.manual_seed(0)
-    conditioner = build_conditioner(FusedConfig(slots=16), pair, SPEC, 12).eval()
+    conditioner = build_conditioner(FusedConfig(slots=20), pair, SPEC, 12).eval()
     assert isinstance(conditioner, FusedConditioner)
-    shown, pixels = picture(28)
-    prompt = (TextSegment("a large "), ImageSegment(pixels), TextSegment("\n a red circle at the left"))
+    (shown, pixels), (other, others) = picture(28), picture(28)
+    prompt = (TextSegment("a large "), ImageSegment(pixels), TextSegment("\n a red circle "), ImageSegment(others))
     short = (TextSegment("a blue square"),)
     prefix = conditioner(Condition([prompt, short], None))
 
     tokenizer, t5 = pair.text.tokenizer, pair.text.model
     mark = tokenizer.convert_tokens_to_ids("<image>")
-    strings = ["a large " + "<image>" * 4 + "\n a red circle at the left", "a blue square"]
-    batch = tokenizer(strings, padding="max_length", max_length=16, padding_side="right", return_tensors="pt")
+    strings = ["a large " + "<image>" * 4 + "\n a red circle " + "<image>" * 4, "a blue square"]
+    batch = tokenizer(strings, padding="max_length", max_length=20, padding_side="right", return_tensors="pt")
     processor = CLIPImageProcessor(
         size={"shortest_edge": 28},
         crop_size={"height": 28, "width": 28},
@@ -64,7 +64,9 @@ def test_mentors_own_steps_give_the_same_prefix() -> None:
         image_std=pair.vision.std,
     )
     with torch.no_grad():
-        seen = pair.vision.model(**processor(shown, return_tensors="pt"), output_hidden_states=True).hidden_states[-2]
+        seen = pair.vision.model(
+            **processor([shown, other], return_tensors="pt"), output_hidden_states=True
+        ).hidden_states[-2]
         projected = conditioner.projector(seen[:, 1:])
         vectors = t5.get_input_embeddings()(batch["input_ids"].clamp(max=t5.config.vocab_size - 1))
         vectors[batch["input_ids"] == mark] = projected.flatten(0, 1)
@@ -75,7 +77,7 @@ def test_mentors_own_steps_give_the_same_prefix() -> None:
             expected = F.gelu(valid @ weights[0].T, approximate="tanh") @ weights[1].T
             assert int(prefix.mask[row].sum()) == len(expected)
             assert (prefix.embeddings[row, -len(expected) :] - expected).abs().max() < 1e-4
-    assert [span.kind for span in prefix.spans[0]] == ["text", "image", "text"]
+    assert [span.kind for span in prefix.spans[0]] == ["text", "image", "text", "image", "text"]
     assert prefix.spans[0][1].grid == (2, 2)
 
 
