@@ -23,7 +23,8 @@ from mentor.models.generator import Generator, GeneratorConfig
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
 from mentor.types import CodeSpec
 
-FORMAT_VERSION = 1
+# 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 1 is read as well.
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 
 
