@@ -17,6 +17,7 @@ from mentor.conditioning.fused import FusedConditioner, FusedConfig, PretrainedP
 from mentor.conditioning.native import NativeConditioner, NativeConfig
 from mentor.conditioning.prefix import (
     Condition,
+    Dropped,
     Prefix,
     Span,
     drop_condition,
@@ -138,6 +139,7 @@ __all__ = [
     "Condition",
     "Conditioner",
     "ConditionerConfig",
+    "Dropped",
     "FusedConditioner",
     "FusedConfig",
     "Material",

@@ -58,7 +58,10 @@ class CaptionConditioner(SlotConditioner):
             self.count(prompt)
         texts = list(dict.fromkeys(_text(prompt) for prompt in condition.prompts if prompt))
         encoded = dict(zip(texts, self.text.encode(texts), strict=True))
-        rows = [encoded[_text(prompt)] if prompt else self.nothing for prompt in condition.prompts]
+        rows = [
+            encoded[_text(prompt)] if prompt else self.nothing[-self.null_tokens(prompt) :]
+            for prompt in condition.prompts
+        ]
         kinds: list[Literal["text", "null"]] = ["text" if prompt else "null" for prompt in condition.prompts]
         spans = [[Span(kind, "", 0, len(row))] for kind, row in zip(kinds, rows, strict=True)]
         return self.arrange(rows, spans)
@@ -70,7 +73,7 @@ class CaptionConditioner(SlotConditioner):
             UserError: it has images, or more tokens than there are slots.
         """
         if not prompt:
-            return self.config.slots
+            return self.null_tokens(prompt)
         length = len(self.text.tokens(_text(prompt)))
         if length > self.config.slots:
             raise UserError(

@@ -163,9 +163,10 @@ class FusedConditioner(SlotConditioner):
                 embedded.append(row)
                 spans.append(marks)
             else:
-                spans.append([Span("null", "", 0, len(self.nothing))])
+                spans.append([Span("null", "", 0, self.null_tokens(prompt))])
         read = iter(self._read(embedded))
-        return self.arrange([next(read) if prompt else self.nothing for prompt in prompts], spans)
+        rows = [next(read) if prompt else self.nothing[-self.null_tokens(prompt) :] for prompt in prompts]
+        return self.arrange(rows, spans)
 
     def count(self, prompt: Prompt) -> int:
         """Tokens that the prompt's prefix has.
@@ -174,7 +175,7 @@ class FusedConditioner(SlotConditioner):
             UserError: they are more than there are slots.
         """
         if not prompt:
-            return self.config.slots
+            return self.null_tokens(prompt)
         ids = self._ids(prompt)
         length = len(ids) + ids.count(self.mark) * (self.image_tokens - 1)
         if length > self.config.slots:

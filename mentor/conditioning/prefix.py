@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mentor.types import Codes, ImageSegment, Prompt, TextSegment, prompt_images
+from mentor.types import Codes, ImageSegment, Prompt, Segment, TextSegment, prompt_images
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ class Prefix:
     mask: Bool[Tensor, "b p"]
     cells: Int[Tensor, "b p 2"]
     spans: Sequence[Sequence[Span]]
+
+
+class Dropped(tuple[Segment, ...]):
+    """The empty prompt in the place of another one, for conditioners whose null is as long as what it replaces.
+
+    Attributes:
+        instead_of: that prompt.
+    """
+
+    instead_of: Prompt
+
+    def __new__(cls, instead_of: Prompt) -> "Dropped":
+        """The empty prompt, with a note of what it replaces."""
+        dropped = super().__new__(cls)
+        dropped.instead_of = instead_of
+        return dropped
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def drop_condition(
     for prompt in prompts:
         draw = rng.random()
         if draw < everything:
-            kept.append(())
+            kept.append(Dropped(prompt))
         elif draw < everything + text:
             kept.append(images_only(prompt) or prompt)
         elif draw < everything + text + images:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mentor.conditioning.conditioner import Conditioner
-from mentor.conditioning.prefix import Prefix, Span
+from mentor.conditioning.prefix import Dropped, Prefix, Span
+from mentor.types import Prompt
 
 
 class SlotConditioner(Conditioner):
@@ -36,6 +37,10 @@ class SlotConditioner(Conditioner):
     def null_prefix(self, tokens: int) -> Prefix:
         """The prefix that stands for nothing beside one of so many tokens."""
         return self.arrange([self.nothing[-tokens:]], [[Span("null", "", 0, tokens)]])
+
+    def null_tokens(self, prompt: Prompt) -> int:
+        """How many slots an empty prompt has: those of the prompt that it replaces, if it does, and else all."""
+        return self.count(prompt.instead_of) if isinstance(prompt, Dropped) else len(self.nothing)
 
     def arrange(self, rows: Sequence[Float[Tensor, "l c"]], spans: Sequence[Sequence[Span]]) -> Prefix:
         """The prefix of prompts with these features, each as long as it is."""

@@ -16,6 +16,7 @@ from mentor.conditioning import (
     Condition,
     Conditioner,
     ConditionerConfig,
+    Dropped,
     FusedConfig,
     Material,
     NativeConfig,
@@ -157,6 +158,18 @@ def test_nothing_is_the_empty_prompt_or_as_much_of_it_as_the_prompt_beside_it_ha
         assert nothing.spans[0][0].kind == "null"
         expected = empty[:, -tokens:] if conditioner.null_as_long else empty
         assert torch.allclose(nothing.embeddings, expected, atol=1e-6)
+
+
+def test_a_dropped_prompt_is_the_nothing_that_it_would_be_compared_with(conditioner: Conditioner, case: Case) -> None:
+    for prompt in case.prompts:
+        dropped = Dropped(prompt)
+        assert not dropped and dropped == ()
+        prefix = conditioner(Condition([dropped], None))
+        expected = conditioner.null_prefix(conditioner.count(prompt))
+        assert prefix.embeddings.shape == expected.embeddings.shape
+        assert torch.allclose(prefix.embeddings, expected.embeddings, atol=1e-6)
+        assert conditioner.count(dropped) == prefix.mask.sum()
+        assert [span.kind for span in prefix.spans[0]] == [span.kind for span in expected.spans[0]]
 
 
 def test_gradients_reach_every_part(conditioner: Conditioner, case: Case) -> None:
