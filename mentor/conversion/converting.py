@@ -1,7 +1,7 @@
 """A checkpoint of another project to a release folder, and back."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -14,8 +14,7 @@ from mentor.conditioning import load_pretrained_text, load_pretrained_vision
 from mentor.conversion.generators import (
     Beside,
     check_llamagen_layout,
-    convert_llamagen_gpt,
-    convert_mentor,
+    convert_generator,
     map_generator,
 )
 from mentor.conversion.image_tokenizers import (
@@ -28,7 +27,6 @@ from mentor.conversion.mapping import Report, give_back
 from mentor.conversion.reading import PARTS, read_checkpoint
 from mentor.data.storage.whole import unwritable, whole_file
 from mentor.errors import UserError
-from mentor.models import Generator
 from mentor.models.checkpoint import (
     Card,
     code_spec,
@@ -88,9 +86,9 @@ def convert(kind: Kind, source: Path, output: Path, given: Given) -> Report:
             tokenizer, report = convert_taming_vqgan(_read(source, given, "ema"), str(source))
             _save_tokenizer(kind, tokenizer, report, source, output, given)
         case "llamagen_gpt":
-            report = _convert_generator(kind, convert_llamagen_gpt, source, output, given)
+            report = _convert_generator(kind, source, output, given, repaired=False)
         case "mentor":
-            report = _convert_generator(kind, convert_mentor, source, output, given)
+            report = _convert_generator(kind, source, output, given, repaired=True)
         case _:
             assert_never(kind)
     return report
@@ -151,13 +149,7 @@ def _save_tokenizer(
     save_image_tokenizer(output, tokenizer, size, Card(f"{kind} image tokenizer", _origin(kind, source, report)))
 
 
-def _convert_generator(
-    kind: Kind,
-    build: Callable[[Mapping[str, Tensor], str, Beside], tuple[Generator, Report]],
-    source: Path,
-    output: Path,
-    given: Given,
-) -> Report:
+def _convert_generator(kind: Kind, source: Path, output: Path, given: Given, repaired: bool) -> Report:
     if given.image_tokenizer is None:
         raise UserError(
             f"{kind} needs --image-tokenizer DIR, the release folder of the image tokenizer whose codes it draws: "
@@ -168,7 +160,8 @@ def _convert_generator(
     theirs = _read(source, given, "model")
     text = None if given.text_encoder is None else load_pretrained_text(given.text_encoder)
     vision = None if given.vision_encoder is None else load_pretrained_vision(given.vision_encoder)
-    generator, report = build(theirs, str(source), Beside(image_tokenizer, size, given.heads, text, vision))
+    beside = Beside(image_tokenizer, size, given.heads, text, vision)
+    generator, report = convert_generator(theirs, str(source), beside, repaired)
     save_generator(output, generator, image_tokenizer, size, Card(kind, _origin(kind, source, report)))
     return report
 

@@ -73,38 +73,24 @@ class Beside:
     vision: PretrainedVision | None = None
 
 
-def convert_llamagen_gpt(theirs: Mapping[str, Tensor], what: str, beside: Beside) -> tuple[Generator, Report]:
-    """The generator of a LlamaGen checkpoint.
+def convert_generator(
+    theirs: Mapping[str, Tensor], what: str, beside: Beside, repaired: bool
+) -> tuple[Generator, Report]:
+    """The generator of a checkpoint of LlamaGen or of MENTOR.
+
+    MENTOR has LlamaGen's decoder, alone, which then reads captions, or with its encoders. These are found by
+    transformers' own names, and the report tells how far they are from those that are given beside.
 
     Args:
         theirs: the weights by name; sizes are read off their shapes.
         what: how messages call the checkpoint.
         beside: what they do not hold.
+        repaired: whether they were trained without the fault of LlamaGen's that zeroes the prefix's queries and keys,
+            as MENTOR's were.
 
     Raises:
         UserError: these are not such weights, or what is given beside does not fit them.
     """
-    return _convert(theirs, what, beside, repaired=False)
-
-
-def convert_mentor(theirs: Mapping[str, Tensor], what: str, beside: Beside) -> tuple[Generator, Report]:
-    """The generator of a checkpoint of MENTOR: the decoder alone, which reads captions, or with its encoders.
-
-    The decoder is LlamaGen's, trained anew without the fault that zeroes the prefix's queries and keys. Encoders are
-    found by transformers' own names; the report tells how far they are from those that are given beside.
-
-    Args:
-        theirs: the weights by name; sizes are read off their shapes.
-        what: how messages call the checkpoint.
-        beside: what they do not hold.
-
-    Raises:
-        UserError: these are not such weights, or what is given beside does not fit them.
-    """
-    return _convert(theirs, what, beside, repaired=True)
-
-
-def _convert(theirs: Mapping[str, Tensor], what: str, beside: Beside, repaired: bool) -> tuple[Generator, Report]:
     config = _read_config(theirs, what, beside.heads, repaired)
     material = _check_encoders(config.conditioner, theirs, what, beside)
     spec = code_spec(beside.image_tokenizer, beside.image_size)

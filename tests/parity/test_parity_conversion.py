@@ -12,7 +12,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from mentor.conditioning import Condition, PretrainedText
-from mentor.conversion.generators import Beside, convert_llamagen_gpt, convert_mentor
+from mentor.conversion.generators import Beside, convert_generator
 from mentor.conversion.image_tokenizers import convert_llamagen_vq, convert_taming_vqgan
 from mentor.decoding.settings import SamplingConfig
 from mentor.models import Generator
@@ -66,7 +66,7 @@ def image_tokenizer() -> ImageTokenizer:
 
 def test_llamagen_class_conditional_generator_gives_the_golden_logits(image_tokenizer: ImageTokenizer) -> None:
     golden = read_golden("llamagen_gpt_c2i_small")
-    generator, report = convert_llamagen_gpt(golden.weights, "golden", Beside(image_tokenizer, 128, 2))
+    generator, report = convert_generator(golden.weights, "golden", Beside(image_tokenizer, 128, 2), repaired=False)
     assert report.tensors == len(golden.weights)
     prompts = [(TextSegment(str(label)),) for label in golden.given["labels"].tolist()]
     with torch.no_grad():
@@ -96,8 +96,7 @@ def convert_text_conditional(golden: Golden, image_tokenizer: ImageTokenizer, re
     rows = [row[mask] for row, mask in zip(features, golden.given["caption_mask"].bool(), strict=True)]
     assert len({len(row) for row in rows}) == 2, "captions of two lengths"
     object.__setattr__(text, "rows", rows)
-    convert = convert_mentor if repaired else convert_llamagen_gpt
-    generator, report = convert(golden.weights, "golden", Beside(image_tokenizer, 128, 2, text))
+    generator, report = convert_generator(golden.weights, "golden", Beside(image_tokenizer, 128, 2, text), repaired)
     assert report.tensors == len(golden.weights)
     return generator
 
@@ -136,7 +135,7 @@ def test_nothing_has_the_slots_of_the_caption_that_it_is_compared_with(
 
 def test_a_converted_generator_draws_with_guidance_as_its_formula_says(image_tokenizer: ImageTokenizer) -> None:
     golden = read_golden("llamagen_gpt_c2i_small")
-    generator, _ = convert_llamagen_gpt(golden.weights, "golden", Beside(image_tokenizer, 128, 2))
+    generator, _ = convert_generator(golden.weights, "golden", Beside(image_tokenizer, 128, 2), repaired=False)
     prompts = [(TextSegment(str(label)),) for label in golden.given["labels"].tolist()]
     seen: list[Tensor] = []
     drawn = sample(
