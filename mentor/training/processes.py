@@ -178,8 +178,10 @@ class Watch(threading.Thread):
         mine = f"{self._place.rank} {_exit_code(error)}"
         try:
             first = self._own.compare_set(_FAILED, "", mine).decode()
-        except RuntimeError:  # the process that kept the store has ended, and that was no end in order
-            first = f"0 {1}"
+        except RuntimeError:  # the process that kept the store has ended
+            if isinstance(error, SystemExit):  # in order, like this one: both were asked to
+                return None
+            first = "0 1"
         if first == mine:
             return None
         code = int(first.split()[1])

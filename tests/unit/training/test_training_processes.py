@@ -11,7 +11,8 @@ from faulty import ROOT
 
 from mentor.errors import UserError
 from mentor.training.config import TrainerConfig
-from mentor.training.processes import Place, find_place
+from mentor.training.processes import Place, Watch, find_place
+from mentor.training.signals import Stopped
 from mentor.training.trainer import build_environment
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -103,3 +104,19 @@ def test_a_library_that_is_busy_with_other_processes_does_not_change_the_exit_co
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [subprocess.Popen([sys.executable, str(program), rank], env=environment) for rank in "01"]
     assert [process.wait(60) for process in both] == [128 + signal.SIGTERM] * 2
+
+
+class Gone:
+    """The store where processes meet, after the process that kept it has ended."""
+
+    def compare_set(self, *_: str) -> bytes:
+        raise RuntimeError("Connection reset by peer")
+
+
+def test_a_stop_keeps_its_code_though_the_first_process_has_ended_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were asked to stop, and the one that keeps the store may be through with it sooner."""
+    watch = Watch.__new__(Watch)
+    monkeypatch.setattr(watch, "_own", Gone(), raising=False)
+    monkeypatch.setattr(watch, "_place", Place(rank=1, world=2, local_world=2, launcher="slurm"), raising=False)
+    assert watch.fail(Stopped(signal.SIGUSR1)) is None, "it ends with a code of its own"
+    assert watch.fail(RuntimeError("broken pipe")) == 1, "an error follows from the end of the first process"
