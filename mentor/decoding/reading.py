@@ -22,5 +22,9 @@ def read(decoder: Decoder, condition: Condition, config: SamplingConfig) -> list
     if config.parts > 1:
         parts.append([decoder.null(prompt) for prompt in parts[0]])
     if config.parts > 2:
-        parts.append(decoder.prefill(bare_condition(condition)))
+        bare = bare_condition(condition)
+        shown = [prompt for prompt in bare.prompts if prompt]
+        images = iter(decoder.prefill(Condition(shown, bare.codes)) if shown else ())
+        # Of a prompt without images nothing is left.
+        parts.append([next(images) if prompt else null for prompt, null in zip(bare.prompts, parts[1], strict=True)])
     return list(zip(*parts, strict=True))

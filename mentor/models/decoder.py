@@ -14,6 +14,10 @@ from mentor.nn.cache import WORTHWHILE, BlockCache, KVCache, PrefixCache
 from mentor.types import prompt_images
 
 
+# Null conditions of different lengths that are kept; in a large model each takes some hundred megabytes.
+_NULLS = 4
+
+
 @dataclass(frozen=True)
 class Prefilled:
     """A prompt that the model has read.
@@ -53,13 +57,18 @@ class Decoder:
 
     @torch.inference_mode()
     def null(self, beside: Prefilled) -> Prefilled:
-        """The null condition that a prompt is compared with, read once for all prompts that have the same."""
+        """The null condition that a prompt is compared with, kept for the next prompts that have the same."""
         conditioner = self.generator.conditioner
         length = beside.cache.length if conditioner.null_as_long else 0
-        if length not in self._nulls:
+        null = self._nulls.pop(length, None)
+        if null is None:
             prefix = conditioner.null_prefix(length)
-            (self._nulls[length],) = self._prefill(prefix, [0], prefix.embeddings.shape[1])
-        return self._nulls[length]
+            (null,) = self._prefill(prefix, [0], prefix.embeddings.shape[1])
+        # The one used last stands last; the first one goes.
+        self._nulls[length] = null
+        if len(self._nulls) > _NULLS:
+            del self._nulls[next(iter(self._nulls))]
+        return null
 
     @torch.inference_mode()
     def prefill(self, condition: Condition) -> list[Prefilled]:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from conditions import CAPTIONS, SPEC, encode
 
 from mentor.conditioning import (
     Condition,
@@ -16,16 +17,6 @@ from mentor.conditioning import (
 from mentor.conditioning.native import ImageProjector
 from mentor.errors import UserError
 from mentor.types import Codes, CodeSpec, ImageSegment, TextSegment, parse_prompt, prompt_text
-
-SPEC = CodeSpec(grid=(2, 3), vocab_size=16, code_width=4, feature_width=5)
-CAPTIONS = ["a red circle at the left", "a blue square on red stripes", "a red square at the top"] * 5
-
-
-def encode(images: torch.Tensor) -> Codes:
-    count = len(images)
-    value = images.mean(dim=(1, 2, 3)).view(count, 1, 1, 1)
-    ids = torch.zeros(count, 2, 3, dtype=torch.long)
-    return Codes(ids, value * torch.linspace(1, 2, 24).view(4, 2, 3), value * torch.linspace(-1, 1, 30).view(5, 2, 3))
 
 
 @pytest.fixture

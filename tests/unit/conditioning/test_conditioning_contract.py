@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditions import CAPTIONS, SPEC, encode
 from pydantic import TypeAdapter
 from tiny import tiny_text_encoder, tiny_vision_encoder
 
@@ -28,10 +29,8 @@ from mentor.conditioning import (
 )
 from mentor.conditioning.fused import ResamplerConfig
 from mentor.errors import UserError
-from mentor.types import Codes, CodeSpec, Prompt, parse_prompt
+from mentor.types import Prompt, parse_prompt
 
-SPEC = CodeSpec(grid=(2, 3), vocab_size=16, code_width=4, feature_width=5)
-CAPTIONS = ["a red circle at the left", "a blue square on red stripes", "a red square at the top"] * 5
 WIDTH = 8
 
 
@@ -103,13 +102,6 @@ def material(case: Case, tmp_path: Path) -> Material:
 def conditioner(case: Case, material: Material) -> Conditioner:
     torch.manual_seed(0)
     return build_conditioner(case.config, material, SPEC, WIDTH).eval()
-
-
-def encode(images: torch.Tensor) -> Codes:
-    count = len(images)
-    value = images.mean(dim=(1, 2, 3)).view(count, 1, 1, 1)
-    ids = torch.zeros(count, 2, 3, dtype=torch.long)
-    return Codes(ids, value * torch.linspace(1, 2, 24).view(4, 2, 3), value * torch.linspace(-1, 1, 30).view(5, 2, 3))
 
 
 def condition(conditioner: Conditioner, prompts: Sequence[Prompt]) -> Condition:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_generator, tiny_image_tokenizer
+from tiny import tiny_fused_generator, tiny_generator, tiny_image_tokenizer
 
 from mentor.conditioning import Condition, encode_condition
 from mentor.models import Generator
@@ -76,6 +76,21 @@ def test_a_prompt_of_several_rows_is_read_once_with_its_own_images() -> None:
     assert read[0] is read[3] and read[0] is not read[1]
     assert decoder.null(read[0]) is decoder.null(read[1])
     torch.testing.assert_close(decoder.null(read[0]).logits, read[4].logits, atol=1e-5, rtol=0)
+
+
+def test_nulls_as_long_as_their_prompts_are_read_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = tiny_fused_generator(tiny_image_tokenizer()).eval()
+    decoder = Decoder(generator)
+    lengths: list[int] = []
+    null_prefix = generator.conditioner.null_prefix
+    monkeypatch.setattr(generator.conditioner, "null_prefix", lambda n: lengths.append(n) or null_prefix(n))
+    prompts = [(TextSegment(" ".join(["red"] * words)),) for words in (1, 2, 1, 3, 4, 1, 5, 1, 2)]
+    with torch.inference_mode():
+        for prompt in prompts:
+            (beside,) = decoder.prefill(Condition([prompt], None))
+            assert decoder.null(beside).cache.length == beside.cache.length
+    # Each prompt has a mark of its end too. When the fifth length came, that of two words had waited longest.
+    assert lengths == [2, 3, 4, 5, 6, 3]
 
 
 @pytest.mark.parametrize(
