@@ -13,7 +13,6 @@ from mentor.models.generator import Generator
 from mentor.nn.cache import WORTHWHILE, BlockCache, KVCache, PrefixCache
 from mentor.types import prompt_images
 
-
 # Null conditions of different lengths that are kept; in a large model each takes some hundred megabytes.
 _NULLS = 4
 
