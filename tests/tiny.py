@@ -68,6 +68,17 @@ def tiny_text_encoder(width: int = 24) -> PretrainedText:
     return PretrainedText(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks))
 
 
+def tiny_clip_text_encoder(positions: int = 12) -> PretrainedText:
+    """CLIP's text encoder with random weights, the same at every call; it reads no more tokens than `positions`."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = tiny_text_encoder().tokenizer
+    torch.manual_seed(5)
+    shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": positions, "bos_token_id": 0, "eos_token_id": 1}
+    return PretrainedText(CLIPTextModel(CLIPTextConfig(**shape)).eval().requires_grad_(False), tokenizer)
+
+
 def tiny_vision_encoder(kind: str = "clip") -> PretrainedVision:
     """An image encoder with random weights, the same at every call: 2 x 2 patches of 28 px pictures."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel

@@ -51,7 +51,7 @@ def build_conditioner(config: ConditionerConfig, material: Material, spec: CodeS
     """The conditioner that `config` describes, giving tokens of `width`."""
     match config:
         case NativeConfig():
-            assert isinstance(material, TextTokenizer)
+            assert isinstance(material, TextTokenizer | PretrainedText)
             return NativeConditioner(config, material, spec, width)
         case CaptionConfig():
             assert isinstance(material, PretrainedText)
@@ -77,8 +77,10 @@ def learn_material(config: ConditionerConfig, captions: Callable[[], Iterable[st
         UserError: a pretrained encoder is not there.
     """
     match config:
-        case NativeConfig():
+        case NativeConfig(text_encoder=""):
             return TextTokenizer.train(captions(), config.text_vocab_size)
+        case NativeConfig():
+            return load_pretrained_text(config.text_encoder, blank)
         case CaptionConfig():
             return load_pretrained_text(_named(config.encoder, "encoder"), blank)
         case FusedConfig():
@@ -118,9 +120,9 @@ def load_material(config: ConditionerConfig, folder: Path, blank: bool = False) 
         UserError: a file is missing or damaged.
     """
     match config:
-        case NativeConfig():
+        case NativeConfig(text_encoder=""):
             return TextTokenizer.load(folder / _TEXT_TOKENIZER)
-        case CaptionConfig():
+        case NativeConfig() | CaptionConfig():
             return load_pretrained_text(folder / TEXT_FOLDER, blank)
         case FusedConfig():
             text = load_pretrained_text(folder / TEXT_FOLDER, blank)

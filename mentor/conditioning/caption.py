@@ -34,7 +34,7 @@ class CaptionConditioner(SlotConditioner):
     """The encoder's vector of each token of the caption."""
 
     reads_images: ClassVar[bool] = False
-    apart: ClassVar[tuple[str, ...]] = ("encoder.",)
+    apart: tuple[str, ...] = ("encoder.",)
 
     def __init__(self, config: CaptionConfig, text: PretrainedText, width: int) -> None:
         super().__init__(config.slots, text.width, width)

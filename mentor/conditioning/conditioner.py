@@ -22,7 +22,7 @@ class Conditioner(nn.Module, ABC):
     reads_images: ClassVar[bool]
     reads_codes: ClassVar[bool]
     null_as_long: ClassVar[bool] = False
-    apart: ClassVar[tuple[str, ...]] = ()
+    apart: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, condition: Condition) -> Prefix:

@@ -6,40 +6,24 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, assert_never
 
 import torch
-from einops import repeat
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mentor.conditioning.conditioner import shown
 from mentor.conditioning.prefix import Condition, Prefix, Span
 from mentor.conditioning.pretrained import TEXT_FOLDER, VISION_FOLDER, PretrainedText, PretrainedVision, of_one_length
+from mentor.conditioning.projectors import MLPProjector, MLPProjectorConfig, Resampler, ResamplerConfig
+from mentor.conditioning.qformer import QFormer, QFormerConfig
 from mentor.conditioning.slots import SlotConditioner
 from mentor.config import Config
 from mentor.errors import UserError
 from mentor.marks import IMAGE_MARK
-from mentor.types import CodeSpec, ImageSegment, Prompt, TextSegment
+from mentor.types import CodeSpec, ImageSegment, Prompt, TextSegment, prompt_text
 
-
-class MLPProjectorConfig(Config):
-    """Two linear layers with a GELU between (LLaVA-1.5, arXiv 2310.03744): a token for each patch."""
-
-    kind: Literal["mlp"] = "mlp"
-
-
-class ResamplerConfig(Config):
-    """Learned queries that look at the patches: so many tokens an image, whatever its patches (arXiv 2204.14198).
-
-    Attributes:
-        tokens: an image.
-        layers: of attention over patches and queries, and a feed-forward.
-        heads: of the attention.
-    """
-
-    kind: Literal["resampler"] = "resampler"
-    tokens: int = Field(default=32, gt=0)
-    layers: int = Field(default=2, gt=0)
-    heads: int = Field(default=8, gt=0)
+ProjectorConfig = Annotated[MLPProjectorConfig | ResamplerConfig | QFormerConfig, Field(discriminator="kind")]
+# An image by its identity, with the text that is read beside it, if the projector reads any.
+Key = tuple[int, tuple[int, ...]]
 
 
 class FusedConfig(Config):
@@ -58,7 +42,7 @@ class FusedConfig(Config):
     vision_encoder: str = ""
     slots: int = Field(default=512, gt=0)
     vision_layer: int = Field(default=-2, lt=0)
-    projector: Annotated[MLPProjectorConfig | ResamplerConfig, Field(discriminator="kind")] = MLPProjectorConfig()
+    projector: ProjectorConfig = MLPProjectorConfig()
 
     def longest(self, spec: CodeSpec) -> int:
         """Prefix tokens that a prompt may take."""
@@ -78,37 +62,6 @@ class PretrainedPair:
         self.vision.save(folder / VISION_FOLDER)
 
 
-class MLPProjector(nn.Sequential):
-    """A token for each patch."""
-
-    def __init__(self, patch_width: int, width: int) -> None:
-        super().__init__(nn.Linear(patch_width, width), nn.GELU(), nn.Linear(width, width))
-
-
-class Resampler(nn.Module):
-    """Learned queries gather from the patches and from each other what an image's few tokens tell."""
-
-    def __init__(self, config: ResamplerConfig, patch_width: int, width: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(config.tokens, width) * width**-0.5)
-        self.project = nn.Linear(patch_width, width)
-        self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width, config.heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, patches: Float[Tensor, "r n c"]) -> Float[Tensor, "r q d"]:
-        """The tokens of each image."""
-        memory = self.project(patches)
-        tokens = repeat(self.queries, "q d -> r q d", r=len(patches))
-        for layer in self.layers:
-            tokens = layer(tokens, memory)
-        return self.norm(tokens)
-
-
 class FusedConditioner(SlotConditioner):
     """Projected patches stand in the text encoder's input where the prompt has its images; it reads both as one text.
 
@@ -116,7 +69,7 @@ class FusedConditioner(SlotConditioner):
     """
 
     reads_images: ClassVar[bool] = True
-    apart: ClassVar[tuple[str, ...]] = ("text_encoder.", "vision_encoder.")
+    apart: tuple[str, ...] = ("text_encoder.", "vision_encoder.")
 
     def __init__(self, config: FusedConfig, pair: PretrainedPair, width: int) -> None:
         super().__init__(config.slots, pair.text.width, width)
@@ -127,10 +80,14 @@ class FusedConditioner(SlotConditioner):
         rows, columns = pair.vision.grid
         match config.projector:
             case MLPProjectorConfig():
-                self.projector: nn.Module = MLPProjector(pair.vision.width, pair.text.width)
+                self.projector: MLPProjector | Resampler | QFormer = MLPProjector(pair.vision.width, pair.text.width)
                 self.image_tokens, self.image_grid = rows * columns, (rows, columns)
             case ResamplerConfig(tokens=tokens):
                 self.projector = Resampler(config.projector, pair.vision.width, pair.text.width)
+                self.image_tokens, self.image_grid = tokens, (1, tokens)
+            case QFormerConfig(tokens=tokens):
+                # A prompt's text is no longer than the prompt.
+                self.projector = QFormer(config.projector, pair.vision.width, pair.text.width, config.slots)
                 self.image_tokens, self.image_grid = tokens, (1, tokens)
             case _:
                 assert_never(config.projector)
@@ -154,7 +111,7 @@ class FusedConditioner(SlotConditioner):
         prompts = condition.prompts
         for prompt in prompts:
             self.count(prompt)
-        images = self._project([segment.image for prompt in prompts for segment in _images(prompt)])
+        images = self._project(prompts)
         embedded: list[Tensor] = []
         spans: list[list[Span]] = []
         for prompt in prompts:
@@ -183,6 +140,7 @@ class FusedConditioner(SlotConditioner):
                 f"the prompt takes {length} prefix tokens and the model has room for {self.config.slots} "
                 f"(an image takes {self.image_tokens}): shorten it: {shown(prompt)}"
             )
+        self.pair.text.check_length(length, prompt_text(prompt))
         return length
 
     def _ids(self, prompt: Prompt) -> list[int]:
@@ -190,23 +148,42 @@ class FusedConditioner(SlotConditioner):
         parts = [IMAGE_MARK if isinstance(x, ImageSegment) else x.text.replace(IMAGE_MARK, "") for x in prompt]
         return self.pair.text.tokens("".join(parts))
 
-    def _project(self, images: Sequence[Tensor]) -> dict[int, Float[Tensor, "n c"]]:
-        """The tokens of each image, by its identity; one that occurs several times is read once."""
-        unique = list({id(image): image for image in images}.values())
-        if not unique:
-            return {}
-        if any(image.shape[-1] < 2 for image in unique):
-            raise UserError("the model reads the pixels of reference images, and these have none: train from pictures")
-        patches = self.pair.vision.encode(torch.stack(unique), self.config.vision_layer)
-        return dict(zip(map(id, unique), self.projector(patches), strict=True))
+    def _key(self, image: Tensor, ids: Sequence[int]) -> Key:
+        reads_text = isinstance(self.projector, QFormer)
+        return id(image), tuple(own for own in ids if own != self.mark) if reads_text else ()
 
-    def _embed(self, prompt: Prompt, images: dict[int, Tensor]) -> tuple[Float[Tensor, "l c"], list[Span]]:
+    def _project(self, prompts: Sequence[Prompt]) -> dict[Key, Float[Tensor, "n c"]]:
+        """The tokens of each image, with each text that it stands beside where that matters.
+
+        An image that occurs several times is encoded once, and made into tokens once for each such text.
+        """
+        images = {id(segment.image): segment.image for prompt in prompts for segment in _images(prompt)}
+        if not images:
+            return {}
+        if any(image.shape[-1] < 2 for image in images.values()):
+            raise UserError("the model reads the pixels of reference images, and these have none: train from pictures")
+        patches = self.pair.vision.encode(torch.stack(list(images.values())), self.config.vision_layer)
+        shown = [(segment.image, self._ids(prompt)) for prompt in prompts for segment in _images(prompt)]
+        keys = list(dict.fromkeys(self._key(image, ids) for image, ids in shown))
+        if not isinstance(self.projector, QFormer):
+            return dict(zip(keys, self.projector(patches), strict=True))
+        places = {image: place for place, image in enumerate(images)}
+        texts = [self._vectors(ids) for _, ids in keys]
+        return dict(zip(keys, self.projector(patches[[places[image] for image, _ in keys]], texts), strict=True))
+
+    def _vectors(self, ids: Sequence[int]) -> Float[Tensor, "l c"]:
+        """What the text encoder takes for these tokens."""
+        # Its table may have no row for the mark.
+        known = [0 if own == self.mark else own for own in ids]
+        return self.text_encoder.get_input_embeddings()(
+            torch.tensor(known, dtype=torch.long, device=self.nothing.device)
+        )
+
+    def _embed(self, prompt: Prompt, images: dict[Key, Tensor]) -> tuple[Float[Tensor, "l c"], list[Span]]:
         """What the text encoder gets for a prompt, and where its segments are in it."""
         ids = self._ids(prompt)
         places = [place for place, own in enumerate(ids) if own == self.mark]
-        # The encoder's table may have no row for the mark.
-        known = torch.tensor([0 if own == self.mark else own for own in ids], device=self.nothing.device)
-        vectors = self.text_encoder.get_input_embeddings()(known)
+        vectors = self._vectors(ids)
         parts: list[Tensor] = []
         spans: list[Span] = []
         end = begin = 0
@@ -215,7 +192,7 @@ class FusedConditioner(SlotConditioner):
                 parts.append(vectors[begin:place])
                 spans.append(Span("text", "", end, end + place - begin))
                 end += place - begin
-            parts.append(images[id(image.image)].to(vectors.dtype))
+            parts.append(images[self._key(image.image, ids)].to(vectors.dtype))
             spans.append(Span("image", image.name, end, end + self.image_tokens, self.image_grid))
             end, begin = end + self.image_tokens, place + 1
         if begin < len(ids):

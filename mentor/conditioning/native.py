@@ -1,10 +1,11 @@
-"""The project's own conditioner: BPE text and the image tokenizer's view of the references, with nothing pretrained.
+"""The project's own conditioner: text by BPE or a pretrained encoder, and the image tokenizer's view of the references.
 
 What makes copying from a reference appear in seconds of training and not in hours: a reference cell is described by
 its quantised latent (exactly what the target's code stands for) together with the encoder's features (what survives
 when the reference is blurred or moved), and it carries the same grid position as the target cell it stands for.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -15,17 +16,24 @@ from torch import Tensor, nn
 
 from mentor.conditioning.conditioner import Conditioner, shown
 from mentor.conditioning.prefix import Condition, Prefix, Span
+from mentor.conditioning.pretrained import PretrainedText
 from mentor.conditioning.text_tokenizer import TextTokenizer
+from mentor.conditioning.words import PretrainedWords
 from mentor.config import Config
 from mentor.errors import UserError
 from mentor.nn.convolution import NeighbourBlock
 from mentor.types import CodeSpec, ImageSegment, Prompt
+
+# Standard deviation that tokens of text and what is added to them start with.
+_LOUDNESS = 0.5
 
 
 class NativeConfig(Config):
     """Settings of the native conditioner.
 
     Attributes:
+        text_encoder: folder or hub name of a pretrained text encoder, read word by word instead of a BPE learned from
+            the captions; a new model begins with it, and a release has its own copy.
         text_vocab_size: entries that the BPE may have at most.
         max_prefix: prefix tokens a prompt may take, the start token included; None for two images and 256 others.
         image_features: what a reference cell is described by.
@@ -36,6 +44,7 @@ class NativeConfig(Config):
     """
 
     kind: Literal["native"] = "native"
+    text_encoder: str = ""
     text_vocab_size: int = 2048
     max_prefix: int | None = Field(default=None, ge=2)
     image_features: tuple[Literal["latents", "features"], ...] = ("latents", "features")
@@ -82,7 +91,7 @@ class ImageProjector(nn.Module):
 
 
 class NativeConditioner(Conditioner):
-    """Text as BPE tokens, images as a token for each of their codes, in the order of the prompt.
+    """Text as tokens of a BPE or of a pretrained encoder, images as a token for each of their codes, in their order.
 
     Every segment token also gets the embedding of its place in the prompt, in which a whole image counts as one place:
     so text keeps its order, and several images are told apart, whatever their size.
@@ -91,31 +100,38 @@ class NativeConditioner(Conditioner):
     reads_images: ClassVar[bool] = True
     reads_codes: ClassVar[bool] = True
 
-    def __init__(self, config: NativeConfig, text_tokenizer: TextTokenizer, spec: CodeSpec, width: int) -> None:
+    def __init__(
+        self, config: NativeConfig, material: TextTokenizer | PretrainedText, spec: CodeSpec, width: int
+    ) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
-        self.text_tokenizer = text_tokenizer
-        self.text = nn.Embedding(text_tokenizer.vocab_size, width)
+        self.text_tokenizer = material if isinstance(material, TextTokenizer) else None
+        if isinstance(material, TextTokenizer):
+            self.text: nn.Embedding | PretrainedWords = nn.Embedding(material.vocab_size, width)
+        else:
+            self.text = PretrainedWords(material, width, std=_LOUDNESS)
+            self.apart = ("text.encoder.",)
         self.places = nn.Embedding(config.longest(spec), width)
         self.projector = ImageProjector(config, spec, width)
         # Row 0: the null condition, trained whenever a prompt is dropped. Row 1: the start of the image.
         self.special = nn.Parameter(torch.empty(2, width))
         self.own_cells = None if config.shared_cells else nn.Parameter(torch.randn(spec.tokens, width) * 0.5)
-        nn.init.normal_(self.text.weight, std=0.5)
-        nn.init.normal_(self.places.weight, std=0.5)
-        nn.init.normal_(self.special, std=0.5)
+        if isinstance(self.text, nn.Embedding):
+            nn.init.normal_(self.text.weight, std=_LOUDNESS)
+        nn.init.normal_(self.places.weight, std=_LOUDNESS)
+        nn.init.normal_(self.special, std=_LOUDNESS)
 
     def forward(self, condition: Condition) -> Prefix:
         """The prefix of a batch of prompts.
 
         Raises:
-            UserError: a prompt needs more tokens than the settings leave it.
+            UserError: a prompt needs more tokens than the settings leave it, or a text more than its encoder reads.
         """
-        texts: list[int] = []
+        texts: list[str] = []
         rows: list[list[tuple[int, int, int]]] = []  # (place in the bank, place in the prompt, cell) of each token
         spans: list[list[Span]] = []
-        image = 0
+        image = words = 0
         for prompt in condition.prompts:
             row, marks, place = [], [], 0
             for segment in prompt:
@@ -126,11 +142,11 @@ class NativeConditioner(Conditioner):
                     marks.append(Span("image", segment.name, start, len(row), self.spec.grid))
                     image, place = image + 1, place + 1
                 else:
-                    ids = self.text_tokenizer.encode(segment.text)
-                    row.extend((2 + len(texts) + i, place + i, -1) for i in range(len(ids)))
+                    length = self._length(segment.text)
+                    row.extend((2 + words + i, place + i, -1) for i in range(length))
                     marks.append(Span("text", "", start, len(row)))
-                    texts.extend(ids)
-                    place += len(ids)
+                    texts.append(segment.text)
+                    words, place = words + length, place + length
             if not prompt:
                 row.append((0, 0, -1))
                 marks.append(Span("null", "", 0, 1))
@@ -139,22 +155,35 @@ class NativeConditioner(Conditioner):
             self._check_length(len(row), prompt)
             rows.append(row)
             spans.append(marks)
-        return self._gather(condition, texts, rows, spans)
+        return self._gather(condition, texts, words, rows, spans)
 
     def count(self, prompt: Prompt) -> int:
         """Tokens that the prompt's prefix has, the start token included.
 
         Raises:
-            UserError: they are more than the settings leave it.
+            UserError: they are more than the settings leave it, or a text has more than its encoder reads.
         """
         own = sum(
-            self.spec.tokens if isinstance(segment, ImageSegment) else len(self.text_tokenizer.encode(segment.text))
-            for segment in prompt
+            self.spec.tokens if isinstance(segment, ImageSegment) else self._length(segment.text) for segment in prompt
         )
         # The null condition has one token in the place of a prompt; then comes that of the start.
-        length = max(1, own) + 1
+        length = (own if prompt else 1) + 1
         self._check_length(length, prompt)
         return length
+
+    def _length(self, text: str) -> int:
+        if isinstance(self.text, PretrainedWords):
+            return self.text.count(text)
+        assert self.text_tokenizer is not None
+        return len(self.text_tokenizer.encode(text))
+
+    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "l d"]:
+        """The tokens of all texts, one text behind the other."""
+        if isinstance(self.text, PretrainedWords):
+            return self.text(texts).to(self.special.dtype)
+        assert self.text_tokenizer is not None
+        ids = [number for text in texts for number in self.text_tokenizer.encode(text)]
+        return self.text(torch.tensor(ids, dtype=torch.long, device=self.special.device))
 
     def _check_length(self, length: int, prompt: Prompt) -> None:
         if length > self.places.num_embeddings:
@@ -166,13 +195,22 @@ class NativeConditioner(Conditioner):
     def _gather(
         self,
         condition: Condition,
-        texts: list[int],
+        texts: list[str],
+        words: int,
         rows: list[list[tuple[int, int, int]]],
         spans: list[list[Span]],
     ) -> Prefix:
-        """Put the tokens of all rows in place with one gather from a bank of special, text and image tokens."""
+        """Put the tokens of all rows in place with one gather from a bank of special, text and image tokens.
+
+        Args:
+            condition: the prompts, and the codes of their images.
+            texts: of all segments of text, in order.
+            words: tokens that they have together.
+            rows: of each token its place in the bank, its place in the prompt and its cell.
+            spans: of each row.
+        """
         device = self.special.device
-        bank = [self.special, self.text(torch.tensor(texts, dtype=torch.long, device=device))]
+        bank = [self.special, self._embed(texts)]
         if condition.codes is not None:
             images = self.projector(condition.codes.latents.to(device), condition.codes.features.to(device))
             if self.own_cells is not None:
@@ -181,20 +219,20 @@ class NativeConditioner(Conditioner):
         length = max(len(row) for row in rows)
         # Image tokens were noted with negative numbers, since the count of text tokens was not yet known.
         index = [
-            [(0, -1, -2)] * (length - len(row)) + [(at if at >= 0 else len(texts) - at, *rest) for at, *rest in row]
+            [(0, -1, -2)] * (length - len(row)) + [(at if at >= 0 else words - at, *rest) for at, *rest in row]
             for row in rows
         ]
         where, place, cell = torch.tensor(index, device=device).unbind(dim=-1)
         embeddings = torch.cat(bank)[where]
         embeddings = embeddings + self.places(place.clamp(min=0)) * (place >= 0).unsqueeze(-1)
         mask = cell > -2
-        return Prefix(embeddings * mask.unsqueeze(-1), mask, self._cells(cell, where, len(texts)), spans)
+        return Prefix(embeddings * mask.unsqueeze(-1), mask, self._cells(cell, where, words), spans)
 
-    def _cells(self, cell: Int[Tensor, "b p"], where: Int[Tensor, "b p"], texts: int) -> Int[Tensor, "b p 2"]:
+    def _cells(self, cell: Int[Tensor, "b p"], where: Int[Tensor, "b p"], words: int) -> Int[Tensor, "b p 2"]:
         """(row, column) of each token's cell; (-1, -1) for text, and for images too when cells are not shared."""
         columns = self.spec.grid[1]
         on_grid = cell >= 0
         if not self.config.shared_cells:
-            on_grid = on_grid & (where < 2 + texts)
+            on_grid = on_grid & (where < 2 + words)
         coordinates = torch.stack((cell // columns, cell % columns), dim=-1)
         return torch.where(on_grid.unsqueeze(-1), coordinates, -1)

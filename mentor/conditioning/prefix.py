@@ -42,6 +42,11 @@ class Prefix:
     cells: Int[Tensor, "b p 2"]
     spans: Sequence[Sequence[Span]]
 
+    def select(self, rows: Sequence[int], length: int) -> "Prefix":
+        """Some of the rows, of which none has more tokens than `length`."""
+        spans = [self.spans[row] for row in rows]
+        return Prefix(self.embeddings[rows, -length:], self.mask[rows, -length:], self.cells[rows, -length:], spans)
+
 
 class Dropped(tuple[Segment, ...]):
     """The empty prompt in the place of another one, for conditioners whose null is as long as what it replaces.

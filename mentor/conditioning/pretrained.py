@@ -3,15 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mentor.conditioning.shapes import blank_tokenizer, known_shape
+from mentor.conditioning.shapes import Part, blank_tokenizer, known_shape
 from mentor.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,14 +40,54 @@ class PretrainedText:
         """Numbers in a token's vector."""
         return self.model.config.hidden_size
 
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens it can read, beginning and end included; None where there is no limit."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Embedding) and name.rpartition(".")[2].startswith("position_embedding"):
+                # Those of RoBERTa's kind count from behind the row of the padding.
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return None
+
     def tokens(self, text: str) -> list[int]:
-        """The ids of a text, those that the tokenizer adds for beginning and end included."""
-        return list(self.tokenizer(text)["input_ids"])
+        """The ids of a text, those that the tokenizer adds for beginning and end included.
+
+        Raises:
+            UserError: they are more than the encoder has positions.
+        """
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
+        self.check_length(len(ids), text)
+        return ids
+
+    def own(self, text: str) -> list[bool]:
+        """For each of a text's tokens whether it is the text's own, and not one of beginning and end.
+
+        Raises:
+            UserError: they are more than the encoder has positions.
+        """
+        added = self.tokenizer(text, verbose=False, return_special_tokens_mask=True)["special_tokens_mask"]
+        self.check_length(len(added), text)
+        return [not one for one in added]
+
+    def check_length(self, tokens: int, text: str) -> None:
+        """Nothing, where the encoder can read a text of so many tokens.
+
+        Raises:
+            UserError: it has fewer positions.
+        """
+        if self.positions is not None and tokens > self.positions:
+            raise UserError(
+                f"the text takes {tokens} tokens and its encoder has room for {self.positions}: "
+                f"shorten it: {text[:80]!r}"
+            )
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "l c"]]:
         """The vectors of each text's tokens.
 
         Texts of one length are read together: none is padded, so a text's vectors do not depend on the others.
+
+        Raises:
+            UserError: a text has more tokens than the encoder has positions.
         """
         rows = [self.tokens(text) for text in texts]
         encoded: dict[int, Tensor] = {}
@@ -56,6 +97,11 @@ class PretrainedText:
                 hidden = self.model(input_ids=ids).last_hidden_state
                 encoded |= dict(zip(places, hidden.float(), strict=True))
         return [encoded[place] for place in range(len(rows))]
+
+    def encode_own(self, texts: Sequence[str]) -> list[Float[Tensor, "l c"]]:
+        """As `encode`, without the vectors of beginning and end, which are read all the same."""
+        kept = [[at for at, own in enumerate(self.own(text)) if own] for text in texts]
+        return [vectors[at] for vectors, at in zip(self.encode(texts), kept, strict=True)]
 
     def save(self, folder: Path) -> None:
         """Write encoder and tokenizer into a folder as transformers does: safetensors and JSON."""
@@ -142,9 +188,11 @@ def load_pretrained_text(place: str | Path, blank: bool = False) -> PretrainedTe
     # Seconds that only those who need it should wait for.
     from transformers import AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel, SiglipTextModel
 
+    kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel}
+    kinds |= {"siglip": SiglipTextModel, "siglip_text_model": SiglipTextModel}
     try:
-        model = _load(place, {"clip": CLIPTextModel, "siglip": SiglipTextModel}, AutoModelForTextEncoding, blank)
-        if blank and known_shape(str(place)) is not None:
+        model = _load(place, "text", kinds, AutoModelForTextEncoding, blank)
+        if blank and known_shape(str(place), "text") is not None:
             return PretrainedText(model, blank_tokenizer(model.config.vocab_size))
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, KeyError and others for what is not there
@@ -168,8 +216,8 @@ def load_pretrained_vision(place: str | Path, blank: bool = False) -> Pretrained
     kinds = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
     kinds |= {"siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel}
     try:
-        model = _load(place, kinds, None, blank)
-        if blank and known_shape(str(place)) is not None:
+        model = _load(place, "vision", kinds, None, blank)
+        if blank and known_shape(str(place), "vision") is not None:
             return PretrainedVision(model, (0.5,) * 3, (0.5,) * 3)
         found = cached_file(place, _PREPROCESSING)
         facts = json.loads(Path(str(found)).read_text(encoding="utf-8"))
@@ -178,24 +226,23 @@ def load_pretrained_vision(place: str | Path, blank: bool = False) -> Pretrained
         raise _absent("image encoder (clip or siglip)", f"safetensors and {_PREPROCESSING}", place, error) from error
 
 
-def _load(place: str | Path, kinds: dict[str, Any], other: Any, blank: bool) -> "PreTrainedModel":
+def _load(place: str | Path, part: Part, kinds: dict[str, Any], other: Any, blank: bool) -> "PreTrainedModel":
     """The part of a model that `kinds` names for its type, or `other`; frozen, in float32."""
     from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    known = known_shape(str(place)) if blank else None
+    known = known_shape(str(place), part) if blank else None
     config = known or AutoConfig.from_pretrained(place, trust_remote_code=False)
     kind = kinds.get(config.model_type, other)
     if kind is None:
         raise ValueError(f"it is a {config.model_type}")
     if blank:
-        part = config
         if kind is not other and known is None:
             # A part's own settings stand within those of the whole.
-            part = kind.config_class.from_pretrained(place)
+            config = kind.config_class.from_pretrained(place)
         with torch.device("meta"):
-            model = kind.from_config(part) if kind is other else kind(part)
+            model = kind.from_config(config) if kind is other else kind(config)
         return model.eval().requires_grad_(False)
     # Pickled weights are not read: they could hold code.
     model = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)

@@ -1,21 +1,38 @@
 """Conditioners over pretrained encoders against the same steps written out with transformers' own parts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from minilm import find_minilm
 from PIL import Image
-from tiny import tiny_text_encoder, tiny_vision_encoder
+from tiny import tiny_clip_text_encoder, tiny_text_encoder, tiny_vision_encoder
 from torch.nn import functional as F
 from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     PreTrainedTokenizerFast,
+    SiglipImageProcessor,
     SiglipTextConfig,
     SiglipTextModel,
 )
 
-from mentor.conditioning import CaptionConfig, Condition, FusedConfig, PretrainedPair, PretrainedText, build_conditioner
+from mentor.conditioning import (
+    CaptionConfig,
+    Condition,
+    FusedConfig,
+    NativeConfig,
+    PretrainedPair,
+    PretrainedText,
+    build_conditioner,
+    load_pretrained_text,
+)
 from mentor.conditioning.fused import FusedConditioner
 from mentor.types import CodeSpec, ImageSegment, TextSegment
 
@@ -110,3 +127,65 @@ def test_captions_have_the_vectors_that_transformers_gives_for_padded_batches(ma
             inner = F.gelu(valid @ conditioner.project_in.weight.T, approximate="tanh")
             expected = inner @ conditioner.project_out.weight.T
             assert (prefix.embeddings[row, -len(expected) :] - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["text model", "whole CLIP"])
+def test_clips_text_part_is_taken_of_whatever_was_saved(whole: bool, tmp_path: Path) -> None:
+    text = tiny_clip_text_encoder()
+    model = text.model
+    if whole:
+        shape = {"hidden_size": 20, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision = shape | {"image_size": 28, "patch_size": 14}
+        clip = CLIPModel(CLIPConfig(text_config=text.model.config.to_dict(), vision_config=vision)).eval()
+        clip.text_model.load_state_dict(
+            {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
+        )
+        model = clip
+    model.save_pretrained(tmp_path)
+    text.tokenizer.save_pretrained(tmp_path)
+    conditioner = build_conditioner(CaptionConfig(slots=77), load_pretrained_text(tmp_path), SPEC, 12).eval()
+    caption = "a large red circle at the left"
+    prefix = conditioner(Condition([(TextSegment(caption),)], None))
+    ids = text.tokenizer(caption, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        hidden = (model.text_model if whole else model)(input_ids=ids).last_hidden_state[0]
+        expected = (
+            F.gelu(hidden @ conditioner.project_in.weight.T, approximate="tanh") @ conditioner.project_out.weight.T
+        )
+    assert (prefix.embeddings[0] - expected).abs().max() < 1e-5
+    blank = load_pretrained_text(tmp_path, blank=True).model.state_dict()
+    assert {name: tensor.shape for name, tensor in blank.items()} == {
+        name: tensor.shape for name, tensor in conditioner.encoder.state_dict().items()
+    }
+
+
+def test_siglips_patches_are_those_of_transformers() -> None:
+    vision = tiny_vision_encoder("siglip")
+    shown, pixels = picture(28)
+    processor = SiglipImageProcessor(size={"height": 28, "width": 28}, image_mean=vision.mean, image_std=vision.std)
+    with torch.no_grad():
+        output = vision.model(**processor(shown, return_tensors="pt"), output_hidden_states=True)
+    patches = vision.encode(pixels.unsqueeze(0), -2)
+    assert patches.shape == (1, 4, 20)
+    assert (patches - output.hidden_states[-2]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_minilms_words_have_the_vectors_that_transformers_gives_for_padded_batches() -> None:
+    folder = find_minilm()
+    text = load_pretrained_text(folder)
+    torch.manual_seed(0)
+    conditioner = build_conditioner(NativeConfig(max_prefix=40, text_encoder=str(folder)), text, SPEC, 12).eval()
+    captions = ["A large SCARLET circle", "an unbelievably azure square at the left, on chequered cloth"]
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(captions, padding=True, return_tensors="pt")
+    hidden = model(**batch).last_hidden_state
+    for row, caption in enumerate(captions):
+        # Without [CLS] and [SEP].
+        expected = hidden[row, 1 : int(batch["attention_mask"][row].sum()) - 1]
+        (found,) = text.encode_own([caption])
+        assert (found - expected).abs().max() < 1e-5
+        tokens = conditioner.text.project(F.layer_norm(expected, (384,)))
+        prefix = conditioner(Condition([(TextSegment(caption),)], None))
+        placed = prefix.embeddings[0, :-1] - conditioner.places.weight[: len(tokens)]
+        assert (placed - tokens).abs().max() < 1e-4

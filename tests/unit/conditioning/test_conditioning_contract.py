@@ -9,7 +9,7 @@ import pytest
 import torch
 from conditions import CAPTIONS, SPEC, encode
 from pydantic import TypeAdapter
-from tiny import tiny_text_encoder, tiny_vision_encoder
+from tiny import tiny_clip_text_encoder, tiny_text_encoder, tiny_vision_encoder
 
 from mentor.conditioning import (
     CaptionConfig,
@@ -27,7 +27,8 @@ from mentor.conditioning import (
     load_material,
     save_material,
 )
-from mentor.conditioning.fused import ResamplerConfig
+from mentor.conditioning.projectors import ResamplerConfig
+from mentor.conditioning.qformer import QFormerConfig
 from mentor.errors import UserError
 from mentor.types import Prompt, parse_prompt
 
@@ -51,9 +52,15 @@ def text(words: str, *values: float) -> Prompt:
     return parse_prompt(words, [image(value) for value in values])
 
 
+QFORMER = QFormerConfig(tokens=3, layers=3, heads=2, width=12)
 CASES: dict[str, Case] = {
     "native": Case(
         NativeConfig(max_prefix=32),
+        [text("red"), text("a blue square on"), text("<image>", 0.1), text("a red <image> and <image>", 0.5, 0.2)],
+        [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
+    ),
+    "native, pretrained text": Case(
+        NativeConfig(max_prefix=32, text_encoder="given"),
         [text("red"), text("a blue square on"), text("<image>", 0.1), text("a red <image> and <image>", 0.5, 0.2)],
         [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
     ),
@@ -63,9 +70,14 @@ CASES: dict[str, Case] = {
         [text("12"), text("-1"), text("a cat"), text("³"), text("<image>", 0.1), text("3<image>", 0.1)],
     ),
     "caption": Case(
-        CaptionConfig(slots=9),
+        CaptionConfig(encoder="t5", slots=9),
         [text("red"), text("a large red circle"), text("stripes on a blue circle")],
         [text("many words " * 40), text("<image>", 0.1)],
+    ),
+    "clip text": Case(
+        CaptionConfig(encoder="clip", slots=99),
+        [text("red"), text("a large red circle"), text("stripes on a blue circle")],
+        [text("many words " * 8), text("<image>", 0.1)],
     ),
     "fused clip": Case(
         FusedConfig(slots=16, vision_encoder="clip"),
@@ -74,6 +86,11 @@ CASES: dict[str, Case] = {
     ),
     "fused siglip, resampled": Case(
         FusedConfig(slots=16, vision_encoder="siglip", projector=ResamplerConfig(tokens=3, layers=2, heads=2)),
+        [text("red"), text("<image>", 0.1), text("a red <image> and <image> at the left", 0.5, 0.2)],
+        [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
+    ),
+    "fused clip, q-former": Case(
+        FusedConfig(slots=16, vision_encoder="clip", projector=QFORMER),
         [text("red"), text("<image>", 0.1), text("a red <image> and <image> at the left", 0.5, 0.2)],
         [text("many words " * 40), text("<image>" * 6, *[0.1] * 6)],
     ),
@@ -88,8 +105,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def material(case: Case, tmp_path: Path) -> Material:
     config = case.config
-    if isinstance(config, CaptionConfig | FusedConfig):
-        tiny_text_encoder().save(tmp_path / "text")
+    if isinstance(config, CaptionConfig | FusedConfig) or (isinstance(config, NativeConfig) and config.text_encoder):
+        clip = isinstance(config, CaptionConfig) and config.encoder == "clip"
+        (tiny_clip_text_encoder() if clip else tiny_text_encoder()).save(tmp_path / "text")
         key = "encoder" if isinstance(config, CaptionConfig) else "text_encoder"
         config = config.model_copy(update={key: str(tmp_path / "text")})
     if isinstance(config, FusedConfig):
