@@ -5,38 +5,28 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mentor import __version__
 from mentor.conditioning import load_material, save_material
 from mentor.errors import UserError
+from mentor.models.cards import Card, render_card
 from mentor.models.generator import Generator, GeneratorConfig
+from mentor.releases import WEIGHTS
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
 from mentor.types import CodeSpec
 
-# 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 1 is read as well.
-FORMAT_VERSION = 2
-WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a release says of itself beside its weights; all values are plain and go into config.json and README.md."""
-
-    title: str
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    samples: Image.Image | None = None
+# 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 3: adapters, words read
+# by a pretrained encoder. Earlier ones are read as well.
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -68,8 +58,8 @@ def code_spec(image_tokenizer: ImageTokenizer, image_size: int) -> CodeSpec:
 def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer, image_size: int, card: Card) -> None:
     """Write a release folder of an image tokenizer; the folder appears whole or not at all."""
     config = {"kind": "image_tokenizer", "image_size": image_size, "image_tokenizer": tokenizer.config.model_dump()}
-    with _whole_folder(folder) as partial:
-        _write_release(partial, config, tokenizer, card)
+    with whole_folder(folder) as partial:
+        write_release(partial, config, tokenizer.state_dict(), _size(tokenizer), card)
 
 
 def save_generator(
@@ -87,13 +77,15 @@ def save_generator(
             "feature_width": generator.spec.feature_width,
         },
     }
-    with _whole_folder(folder) as partial:
-        _write_release(partial, config, generator, card, generator.kept_apart)
+    with whole_folder(folder) as partial:
+        write_release(partial, config, generator.state_dict(), _size(generator), card, generator.kept_apart)
         save_material(generator.material, partial)
         inner = {"kind": "image_tokenizer", "image_size": image_size}
         inner["image_tokenizer"] = image_tokenizer.config.model_dump()
         (partial / "image_tokenizer").mkdir()
-        _write_release(partial / "image_tokenizer", inner, image_tokenizer, Card(f"{card.title}: image tokenizer"))
+        inner_card = Card(f"{card.title}: image tokenizer")
+        size = _size(image_tokenizer)
+        write_release(partial / "image_tokenizer", inner, image_tokenizer.state_dict(), size, inner_card)
 
 
 def load_image_tokenizer(folder: Path) -> ImageTokenizer:
@@ -104,6 +96,7 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
     """
     folder = Path(folder)
     config = read_config(folder)
+    _refuse_adapter(config, folder)
     if config["kind"] == "generator":
         folder = folder / "image_tokenizer"
         config = read_config(folder)
@@ -120,8 +113,7 @@ def load_generator(folder: Path) -> Release:
     """
     folder = Path(folder)
     config = read_config(folder)
-    if config["kind"] != "generator":
-        raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
+    require_generator(config, folder)
     image_tokenizer = load_image_tokenizer(folder)
     spec = code_spec(image_tokenizer, config["image_size"])
     generator_config = _parse(GeneratorConfig, config, "generator", folder)
@@ -152,6 +144,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("version", 0) > FORMAT_VERSION:
         raise UserError(f"{path} has format version {config['version']}, this is {FORMAT_VERSION}: update mentor")
     return config
+
+
+def require_generator(config: Mapping[str, Any], folder: str | Path) -> None:
+    """Nothing, where the config.json of a release folder is a generator's.
+
+    Raises:
+        UserError: it is another one's.
+    """
+    _refuse_adapter(config, folder)
+    if config["kind"] != "generator":
+        raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
+
+
+def _refuse_adapter(config: Mapping[str, Any], folder: str | Path) -> None:
+    if config["kind"] == "adapter":
+        base = config.get("base", {}).get("name", "?")
+        raise UserError(
+            f"{folder} holds an adapter, not a model: give the model that it is for ({base}), and {folder} "
+            "with --adapter where there is such an option"
+        )
 
 
 def load_weights(module: nn.Module, folder: Path, apart: tuple[str, ...] = ()) -> None:
@@ -186,9 +198,14 @@ def load_weights(module: nn.Module, folder: Path, apart: tuple[str, ...] = ()) -
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits that name the weights: sha256 over names, types, shapes and bytes."""
+    """Sixteen hex digits that name the weights, see `tensors_fingerprint`."""
+    return tensors_fingerprint(module.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits that name tensors: sha256 over names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -203,63 +220,46 @@ def _parse(kind: Any, config: Mapping[str, Any], key: str, folder: Path) -> Any:
         ) from error
 
 
-def _write_release(
-    folder: Path, config: dict[str, Any], module: nn.Module, card: Card, apart: tuple[str, ...] = ()
+def write_release(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    parameters: int,
+    card: Card,
+    apart: tuple[str, ...] = (),
 ) -> None:
+    """Write config.json, weights and model card of a release into a folder that is there.
+
+    Args:
+        folder: where to.
+        config: what the release is, beside what every release says of itself.
+        tensors: the weights.
+        parameters: how many numbers of them are learned.
+        card: what people are told.
+        apart: beginnings of the names of tensors that are kept in files of their own.
+    """
     header = {
         "format": "mentor",
         "version": FORMAT_VERSION,
         "mentor": __version__,
-        "fingerprint": weights_fingerprint(module),
+        "fingerprint": tensors_fingerprint(tensors),
     }
     about = {"training": dict(card.training), "metrics": dict(card.metrics), "data": dict(card.data)}
     text = json.dumps(header | config | about, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(apart)}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(apart)}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, folder / WEIGHTS)
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets the owner alone read them
     if card.samples is not None:
         card.samples.save(folder / "samples.png")
-    (folder / "README.md").write_text(render_card(card, config, module), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(card, config, parameters), encoding="utf-8")
 
 
-def render_card(card: Card, config: Mapping[str, Any], module: nn.Module) -> str:
-    """The model card as Markdown: what it is, how to use it, what it was trained on, what it scores, its limits."""
-    size = sum(parameter.numel() for parameter in module.parameters())
-    lines = ["---", "library_name: mentor", "license: apache-2.0", "---", "", f"# {card.title}", ""]
-    lines.append(
-        f"{config['kind'].replace('_', ' ').capitalize()}, {size / 1e6:.2f} M parameters, {config['image_size']} px."
-    )
-    if card.samples is not None:
-        lines += ["", "![samples](samples.png)"]
-    if config["kind"] == "generator":
-        lines += [
-            "",
-            "```python",
-            "from mentor.generate import generate, load",
-            "",
-            'model = load("path/to/this/folder")',
-        ]
-        lines += ['pictures = generate(model, "a large apple at the left on a blue background", num_images=4)', "```"]
-    for heading, facts in (("Training", card.training), ("Data", card.data), ("Metrics", card.metrics)):
-        if facts:
-            lines += ["", f"## {heading}", "", "| | |", "| --- | --- |"]
-            lines += [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "It draws what its training data shows and little else; check its pictures before use.",
-    ]
-    return "\n".join(lines) + "\n"
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-class _whole_folder:
+class whole_folder:
     """Context that gives a temporary folder beside `folder` and renames it into place when all went well."""
 
     def __init__(self, folder: Path) -> None:
