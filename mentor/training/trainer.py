@@ -27,6 +27,8 @@ from mentor.training.callbacks import DueValidation, Progress, Rows, Samples, St
 from mentor.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from mentor.training.config import TrainBase, TrainerConfig
 from mentor.training.folder import RunFolder
+from mentor.training.freeze import FrozenWatch
+from mentor.training.generator_module import GeneratorModule
 from mentor.training.guards import Guard
 from mentor.training.logs import MetricsTable
 from mentor.training.processes import Place, on_cpu
@@ -44,6 +46,7 @@ class Session:
     guard: Guard
     samples: Samples
     checkpoints: Checkpoints
+    frozen: FrozenWatch
 
     def release_memory(self) -> None:
         """Let go of weights and optimizer states; the session is over."""
@@ -86,9 +89,10 @@ def build_session(
         callbacks.append(Averaging(config.ema.decay))
     stage = getattr(config, "stage", "")
     name = f"{config.name} {stage if stage == 'tokenizer' else f'stage {stage}'}"
-    callbacks += [due, Progress(name, config.data.batch_size * own.accumulate), checkpoints]
+    frozen = FrozenWatch({"image_tokenizer": module.image_tokenizer} if isinstance(module, GeneratorModule) else {})
+    callbacks += [due, Progress(name, config.data.batch_size * own.accumulate), frozen, checkpoints]
     trainer = _build_trainer(config, settings, folder, place, table, callbacks)
-    return Session(folder, module, trainer, guard, samples, checkpoints)
+    return Session(folder, module, trainer, guard, samples, checkpoints, frozen)
 
 
 def _build_trainer(
