@@ -22,6 +22,7 @@ from mentor.evaluation.curves import find_runs, read_run
 from mentor.evaluation.headlines import HEADLINES
 from mentor.evaluation.pictures import contact_sheet
 from mentor.evaluation.report import About, render_report, shown
+from mentor.hub import spelled
 from mentor.models.packing import choose_precision, pack
 
 USAGE = """python -m mentor.evaluate model=DIR data=DIR output=DIR [key=value ...]
@@ -30,6 +31,7 @@ Measures the release in model=DIR on the held-out shards in data=DIR and writes 
 into output=DIR. A release of an image tokenizer alone gets the measures of the tokenizer.
   counts.subject=256     held-out examples of a task (0 leaves it out)
   sampling.subject.guidance=3   how a task's pictures are drawn
+  adapter=DIR            an adapter of that model, DIR or DIR=STRENGTH; may be repeated
   runs=[runs/demo/1,runs/demo/2]   training runs whose loss curves are shown (default: those beside the model's)
 --cfg prints all settings."""
 
@@ -45,12 +47,13 @@ def read_settings(arguments: Sequence[str]) -> EvaluationConfig:
     # The folders never pass through Hydra: `data` names a group of training's there, and paths may hold what
     # its grammar gives a meaning to.
     given = {name: argument.partition("=")[2] for argument in arguments for name in FOLDERS if _sets(argument, name)}
-    others = [argument for argument in arguments if not any(_sets(argument, name) for name in FOLDERS)]
+    adapters = [argument.partition("=")[2] for argument in arguments if _sets(argument, "adapter")]
+    others = [argument for argument in arguments if not any(_sets(argument, name) for name in (*FOLDERS, "adapter"))]
     composed = compose_command("evaluate", others, USAGE)
     missing = [name for name in FOLDERS if not given.get(name)]
     if missing:
         raise UserError(f"{missing[0]} has no default: say {missing[0]}=DIR (--help explains all settings)")
-    return validate(EvaluationConfig, composed | given)
+    return validate(EvaluationConfig, composed | given | {"adapters": [*composed["adapters"], *adapters]})
 
 
 def write_results(results: Results, html: str, output: Path) -> None:
@@ -83,8 +86,9 @@ def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig)
     """What a report says of model, data and settings."""
     parts = parameters_by_part(contestant)
     facts: dict[str, Any] = {
-        "model": contestant.folder,
+        "model": spelled(contestant.folder),
         "fingerprint of the weights": contestant.config["fingerprint"],
+        **{f"adapter {number}": place for number, place in enumerate(config.adapters, 1)},
         "picture size": f"{contestant.image_size} px",
         "tokens": f"{(contestant.image_size // contestant.image_tokenizer.factor) ** 2} of "
         f"{contestant.image_tokenizer.vocab_size:,} codes",
@@ -131,9 +135,9 @@ def show(results: Results, console: Console) -> None:
 def run(config: EvaluationConfig, command: str) -> Results:
     """Measure, write and show; the results."""
     output = Path(config.output)
-    contestant = load_contestant(Path(config.model), config.device)
+    contestant = load_contestant(Path(config.model), config.device, config.adapters)
     shards = ShardSet(Path(config.data), "heldout")
-    folders = find_runs(Path(config.model)) if config.runs is None else [Path(run) for run in config.runs]
+    folders = find_runs(contestant.folder) if config.runs is None else [Path(run) for run in config.runs]
     runs = [read_run(folder) for folder in folders]
     check_output(output)
     facts = describe(contestant, shards, config)
@@ -151,7 +155,7 @@ def run(config: EvaluationConfig, command: str) -> Results:
 
         results = evaluate(contestant, shards, config, report)
     about = About(
-        title=f"mentor: {contestant.folder}",
+        title=f"mentor: {spelled(contestant.folder)}",
         command=command,
         facts=facts,
         runs=runs,

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -102,11 +103,11 @@ def regenerate(path: Path, model: Model | None = None) -> Image.Image:
         UserError: the file has no metadata, or the model is another one than the picture's, or computes otherwise.
     """
     settings = read_metadata(path)
-    model = model or load(settings["model"], precision=settings["precision"])
-    if model.release.fingerprint != settings["fingerprint"]:
+    model = model or load(settings["model"], precision=settings["precision"], adapters=_adapters(settings))
+    if model.fingerprint != settings["fingerprint"]:
         raise UserError(
-            f"{path} was made by model {settings['fingerprint']}, {model.folder} is {model.release.fingerprint}: "
-            f"give the folder of that model with --model"
+            f"{path} was made by model {settings['fingerprint']}, {model.name} is {model.fingerprint}: "
+            f"give the folder of that model with --model, and its adapters, if it had any, with --adapter"
         )
     if model.precision != settings["precision"]:
         raise UserError(
@@ -120,6 +121,11 @@ def regenerate(path: Path, model: Model | None = None) -> Image.Image:
     return generate(model, settings["prompt"], references, seed=settings["seed"], **settings["sampling"])[0]
 
 
+def _adapters(settings: dict[str, Any]) -> list[tuple[str, float]]:
+    """The adapters that a picture's metadata name."""
+    return [(str(folder), float(strength)) for folder, strength in settings["adapters"]]
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, parsed."""
     parser = Arguments(
@@ -131,7 +137,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("prompt", nargs="?", help=f"text with one {IMAGE_MARK} for each --image, in order")
     add("--prompts", type=Path, metavar="FILE", help="many prompts: one JSON object a line; the same command goes on")
-    add("--model", type=Path, help="release folder of a trained generator")
+    add("--model", help="release folder of a trained generator, or its name on the hub, OWNER/NAME")
+    add("--revision", metavar="R", help="branch, tag or commit of a model of the hub (default: main)")
+    on_top = "release folder of an adapter of that model, DIR or DIR=STRENGTH; may be repeated"
+    add("--adapter", action="append", default=[], metavar="DIR", help=on_top)
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
     add("--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the PNGs (default: outputs)")
     add("--num-images", type=int, metavar="N", help="pictures to draw (default: 1)")
@@ -181,7 +190,9 @@ def _draw_prompt(options: argparse.Namespace) -> None:
         references = [open_image(path) for path in options.image]
         if len(references) != options.prompt.count(IMAGE_MARK):
             parse_prompt(options.prompt, [torch.empty(0)] * len(references))
-        model = load(options.model, options.device, options.precision, options.compile)
+        model = load(
+            options.model, options.device, options.precision, options.compile, options.adapter, options.revision
+        )
         sampling = {name: getattr(options, name) for name in _SAMPLING}
         count = options.num_images or 1
         job = plan(model, options.prompt, references, count, options.seed, options.batch_size, **sampling)
@@ -211,7 +222,7 @@ def _draw_prompts(options: argparse.Namespace) -> None:
     tally = Tally(rank.who)
     with ending_cleanly(tally):
         lines = read_prompts(options.prompts, options.seed, {name: getattr(options, name) for name in _SAMPLING})
-        model = load(options.model, device, options.precision, options.compile)
+        model = load(options.model, device, options.precision, options.compile, options.adapter, options.revision)
         job = plan_batch(model, lines, rank, options.batch_size)
         run_batch(job, options.output, options.overwrite, tally)
 
@@ -222,7 +233,9 @@ def _draw_again(options: argparse.Namespace) -> None:
         raise UserError("--from-png takes prompt and images from the file: leave them out")
     settings = read_metadata(options.from_png)
     precision = settings["precision"] if options.precision == "auto" else options.precision
-    model = load(options.model or settings["model"], options.device, precision)
+    adapters = options.adapter or _adapters(settings)
+    place = options.model or settings["model"]
+    model = load(place, options.device, precision, adapters=adapters, revision=options.revision)
     picture, path = regenerate(options.from_png, model), options.output / options.from_png.name
     is_finished(path, json.loads(picture.info[METADATA_KEY]), options.overwrite)
     save_picture(picture, path)

@@ -70,6 +70,12 @@ class DataModule(ResumableData):
         return [shards.fingerprint for shards in self.train_shards]
 
     @property
+    def licence(self) -> str:
+        """What the recipes say of their pictures' licences; empty where they say nothing."""
+        said = dict.fromkeys(str(shards.manifest["recipe"].get("licence") or "") for shards in self.train_shards)
+        return "; ".join(licence for licence in said if licence)
+
+    @property
     def size(self) -> int:
         """Training records in all."""
         return sum(map(len, self.train_shards))

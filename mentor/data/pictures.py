@@ -18,7 +18,7 @@ METADATA_KEY = "mentor"
 # What a picture follows from, as its metadata call it. The model's folder and the version may be others.
 CAUSES = ("prompt", "sampling", "size", "seed", "images", "fingerprint", "precision")
 # What older pictures do not say of themselves.
-UNSAID: dict[str, Any] = {"precision": "fp32"}
+UNSAID: dict[str, Any] = {"precision": "fp32", "adapters": []}
 UNSAID_OF_SAMPLING: dict[str, Any] = {"guidance_interval": [0.0, 1.0], "speculative": 0}
 GIVE_OURS = "give a PNG that mentor.generate wrote"
 

@@ -69,6 +69,11 @@ class StreamModule(ResumableData):
         return [hashlib.sha256("\n".join(self._stream.shards).encode()).hexdigest()]
 
     @property
+    def licence(self) -> str:
+        """Nothing: tars in sequence say nothing of it."""
+        return ""
+
+    @property
     def summary(self) -> str:
         """What is trained on, in a few words."""
         return f"a stream of {len(self._stream.shards):,} tar(s), {self.config.places}"

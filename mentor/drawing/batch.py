@@ -171,7 +171,7 @@ def _describe(model: Model, wanted: Wanted, seconds: float | None) -> dict[str, 
         "prompt": wanted.line.prompt,
         "seed": wanted.seed,
         "sampling": wanted.line.sampling.model_dump(mode="json"),
-        "fingerprint": model.release.fingerprint,
+        "fingerprint": model.fingerprint,
         "precision": model.precision,
         "seconds": None if seconds is None else round(seconds, 3),
     }

@@ -28,6 +28,7 @@ from mentor.drawing.model import Model, check_guidance
 from mentor.drawing.pictures import make_grid, to_picture, to_reference
 from mentor.drawing.progress import Tally, drawing_bar
 from mentor.errors import UserError
+from mentor.hub import spelled
 from mentor.sampling import Request
 from mentor.types import Prompt, parse_prompt
 
@@ -93,7 +94,9 @@ def plan(
         raise UserError("the prompt is empty: give some text, an image, or both")
     length = model.conditioner.count(parsed)
     about = {"prompt": prompt, "sampling": config.model_dump(mode="json"), "size": model.image_size}
-    about |= {"model": str(model.folder), "fingerprint": model.release.fingerprint, "mentor": __version__}
+    about |= {"model": model.name, "fingerprint": model.fingerprint, "mentor": __version__}
+    if model.adapters:
+        about["adapters"] = [[spelled(each.adapter.folder), each.strength] for each in model.adapters]
     about |= {"precision": model.precision, "images": [encode_png(to_picture(reference)) for reference in references]}
     size = batch_size or fitting(model, config, [length], BATCH_SIZE)
     return Job(model, parsed, config, about, range(seed, seed + num_images), size)

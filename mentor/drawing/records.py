@@ -84,7 +84,7 @@ def describe_job(model: Model, lines: Sequence[PromptLine]) -> dict[str, Any]:
         "prompts": _digest([[line.number, line.prompt, line.written, line.stem] for line in lines]),
         "seeds": _digest([[line.seeds.start, len(line.seeds)] for line in lines]),
         "sampling": _digest([line.sampling.model_dump(mode="json") for line in lines]),
-        "model": model.release.fingerprint,
+        "model": model.fingerprint,
         "precision": model.precision,
     }
 

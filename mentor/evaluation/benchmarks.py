@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mentor.adapters import Place, attach, load_adapters
 from mentor.conditioning import encode_condition
 from mentor.data.examples import ExampleMaker, usable_positions
 from mentor.data.order import Sample, permutation, seed_from
@@ -35,6 +36,7 @@ from mentor.evaluation.judges import (
 )
 from mentor.evaluation.metrics import imbalance, product, psnr
 from mentor.evaluation.oracles import Pixels, SceneOracle
+from mentor.hub import fetch, spelled
 from mentor.models import Generator, count_parameters
 from mentor.models.checkpoint import load_generator, load_image_tokenizer, read_config
 from mentor.sampling import SamplingConfig, sample
@@ -92,12 +94,18 @@ class Results:
     cases: dict[str, list[Case]]
 
 
-def load_contestant(folder: Path, device: str = "cpu") -> Contestant:
+def load_contestant(folder: Path, device: str = "cpu", adapters: Sequence[Place] = ()) -> Contestant:
     """The release in a folder, a generator's or an image tokenizer's, ready to be measured.
 
+    Args:
+        folder: the release folder, or its name on the hub.
+        device: where to measure.
+        adapters: what is put on a generator.
+
     Raises:
-        UserError: the folder is no release, or the device is not there.
+        UserError: the folder is no release, the device is not there, or an adapter does not fit.
     """
+    folder = fetch(folder)
     kind = read_config(folder)["kind"]
     try:
         place = torch.device(device)
@@ -106,10 +114,13 @@ def load_contestant(folder: Path, device: str = "cpu") -> Contestant:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}): take cpu or cuda") from error
     if kind == "generator":
         release = load_generator(folder)
+        attach(release.generator, load_adapters(adapters, release, spelled(folder)))
         generator = release.generator.to(place)
         return Contestant(
             folder, release.image_tokenizer.to(place), generator, release.image_size, release.config, place
         )
+    if adapters:
+        raise UserError(f"{folder} holds an image tokenizer, which has no adapters: leave adapters out")
     config = read_config(folder)
     return Contestant(folder, load_image_tokenizer(folder).to(place), None, config["image_size"], config, place)
 

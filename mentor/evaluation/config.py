@@ -34,6 +34,7 @@ class EvaluationConfig(Config):
 
     Attributes:
         model: release folder of a generator, or of an image tokenizer alone.
+        adapters: release folders of adapters of that generator, FOLDER or FOLDER=STRENGTH.
         data: folder of the shards; their held-out split is used.
         output: gets metrics.json, report.html and samples/.
         runs: run folders whose loss curves the report shows; None takes those beside the model's run folder.
@@ -51,6 +52,7 @@ class EvaluationConfig(Config):
     """
 
     model: str
+    adapters: list[str]
     data: str
     output: str
     runs: list[str] | None

@@ -1,5 +1,7 @@
 """The decoder-only transformer; sizes follow LlamaGen's table (arXiv 2406.06525)."""
 
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -8,6 +10,9 @@ from mentor.config import Config
 from mentor.nn.attention import Cache
 from mentor.nn.layers import Block, RMSNorm, swiglu_hidden
 from mentor.nn.rope import Rotary, rotary_table
+
+# Changes hidden states behind a block: called with the block's number and the last tokens that it gives.
+Edit = Callable[[int, Float[Tensor, "b m d"]], Float[Tensor, "b m d"]]
 
 
 class BackboneConfig(Config):
@@ -77,6 +82,7 @@ class Backbone(nn.Module):
         mask: Bool[Tensor, "b 1 n m"] | None,
         cache: Cache | None = None,
         tail: int | None = None,
+        edit: Edit | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Hidden states after the last block, normalised.
 
@@ -87,9 +93,12 @@ class Backbone(nn.Module):
             cache: keys and values so far; the new tokens are added to it, and it says who may look at what.
             tail: give the states of the last `tail` tokens only. The last block then spares the others' feed-forward,
                 a tenth of all work in four blocks when half of the sequence is a prefix.
+            edit: changes the states behind each block.
         """
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, mask, cache, layer, tail if layer == len(self.blocks) - 1 else None)
+            if edit is not None:
+                x = edit(layer, x)
         return self.norm(x)
 
     def rotary(self, coordinates: Float[Tensor, "b n 2"]) -> Rotary:

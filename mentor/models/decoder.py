@@ -87,11 +87,13 @@ class Decoder:
         return [read[order[id(prompt)]] for prompt in condition.prompts]
 
     def _prefill(self, prefix: Prefix, rows: list[int], length: int) -> list[Prefilled]:
-        embeddings, cells = prefix.embeddings[rows, -length:], prefix.cells[rows, -length:]
-        x = self.generator.place(embeddings, cells).to(self.dtype)
-        rotary = self.generator.turns(cells, length)
+        read = prefix.select(rows, length)
+        x = self.generator.place(read.embeddings, read.cells).to(self.dtype)
+        rotary = self.generator.turns(read.cells, length)
         cache = PrefixCache(self.generator.config.causal_prefix)
-        logits = self.generator.head(self.generator.backbone(x, rotary, None, cache, tail=1))[:, -1]
+        with self.generator.reading(read, 0) as edit:
+            hidden = self.generator.backbone(x, rotary, None, cache, tail=1, edit=edit)
+        logits = self.generator.head(hidden)[:, -1]
         return [Prefilled(cache.row(i), logits[i]) for i in range(len(rows))]
 
     def make_cache(

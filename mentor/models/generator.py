@@ -1,5 +1,6 @@
 """The generator: conditioner, backbone and head, over a grid of codes it was built for."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -7,9 +8,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mentor.conditioning import Condition, ConditionerConfig, Material, build_conditioner
+from mentor.conditioning import Condition, ConditionerConfig, Material, Prefix, build_conditioner
 from mentor.config import Config
-from mentor.models.backbone import Backbone, BackboneConfig
+from mentor.models.adaptation import Adaptation
+from mentor.models.backbone import Backbone, BackboneConfig, Edit
 from mentor.models.heads import ARHead, ARHeadConfig, CodeEmbedding
 from mentor.nn.rope import Rotary
 from mentor.types import CodeSpec
@@ -47,6 +49,7 @@ class Generator(nn.Module):
     Attributes:
         material: what the conditioner was made of beside its settings.
         ahead: how many cells ahead of its own a token is placed: 1, or 0 where tokens stand at their own.
+        adaptation: what adapters do while a prompt is read; None without any.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Generator(nn.Module):
             self.columns = nn.Parameter(torch.randn(spec.grid[1], width) * config.grid_std)
         self.backbone = Backbone(config.backbone)
         self.head = ARHead(config.head, codebook, width)
+        self.adaptation: Adaptation | None = None
 
     @property
     def kept_apart(self) -> tuple[str, ...]:
@@ -80,7 +84,13 @@ class Generator(nn.Module):
         x = torch.cat((self.place(prefix.embeddings, prefix.cells), self.place(self.embedding(tokens), cells)), dim=1)
         rotary = self.turns(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
         mask = prefix_lm_mask(prefix.mask, tokens.shape[1], self.config.causal_prefix)
-        return self.head(self.backbone(x, rotary, mask, tail=self.spec.tokens))
+        with self.reading(prefix, tokens.shape[1]) as edit:
+            hidden = self.backbone(x, rotary, mask, tail=self.spec.tokens, edit=edit)
+        return self.head(hidden)
+
+    def reading(self, prefix: Prefix, tokens: int) -> AbstractContextManager[Edit | None]:
+        """Within, adapters see the prefix and so many image tokens behind it pass through the backbone."""
+        return nullcontext() if self.adaptation is None else self.adaptation.reading(prefix, tokens)
 
     def token_cells(self, first: int, last: int, device: torch.device) -> Int[Tensor, "1 t 2"]:
         """(row, column) of the cells `first` to `last` (not included)."""

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.optim import Optimizer
 
+from mentor.adapters import begin_adapter
 from mentor.conditioning import (
     CaptionConfig,
     ClassLabelConfig,
@@ -26,8 +27,9 @@ from mentor.conditioning import (
 from mentor.config import validate
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
+from mentor.hub import fetch
 from mentor.models import Generator, GeneratorConfig, build_generator
-from mentor.models.checkpoint import code_spec, read_config
+from mentor.models.checkpoint import code_spec, read_config, require_generator
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
 from mentor.training.build import build_module
 from mentor.training.config import AlignmentTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
@@ -73,9 +75,11 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
     Raises:
         UserError: what `build_module` would raise, as far as that can be known without the weights.
     """
-    for folder in _releases(config):
-        if not Path(folder).is_dir():
-            build_module(config, datamodule)  # it says what to do
+    try:
+        config = config.model_copy(update=_releases(config))
+    except UserError:
+        build_module(config, datamodule)  # it says what to do
+        raise
     match config:
         case ImageTokenizerTraining():
             return _draw_image_tokenizer(config, datamodule)
@@ -113,14 +117,14 @@ def blank_material(config: ConditionerConfig, release: Path | None = None) -> Ma
         release: the release folder that the generator is from, if it is from one.
     """
     match config:
-        case NativeConfig():
+        case NativeConfig(text_encoder=""):
             learned = None if release is None else load_material(config, release)
             most = max(_LEAST_TEXT_VOCABULARY, config.text_vocab_size)
             vocabulary = learned.vocab_size if isinstance(learned, TextTokenizer) else most
             words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
             words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
             return TextTokenizer(words)
-        case CaptionConfig() | FusedConfig():
+        case NativeConfig() | CaptionConfig() | FusedConfig():
             return learn_material(config, list, True) if release is None else load_material(config, release, True)
         case ClassLabelConfig():
             return None
@@ -164,6 +168,9 @@ def _draw_generator(
     if datamodule.codes is not None:
         check_codes(datamodule.codes, config.data.places, fingerprint, spec, generator_config.conditioner)
     generator = draw_generator(generator_config, material, spec)
+    if isinstance(config, TuningTraining) and config.adapter is not None:
+        with torch.device("meta"):
+            begin_adapter(generator, config.adapter)
     freeze(generator, config.freeze)
     optimizer = build_optimizer(generator.train(), config.optimizer)
     parts: dict[str, nn.Module | nn.Parameter] = dict(generator.named_children())
@@ -171,9 +178,10 @@ def _draw_generator(
     return Blueprint(generator, optimizer, image_tokenizer, spec, parts)
 
 
-def _releases(config: TrainConfig) -> list[str]:
-    named = [getattr(config, "image_tokenizer_from", None), config.init_from]
-    return [folder for folder in named if folder is not None]
+def _releases(config: TrainConfig) -> dict[str, str]:
+    """Setting -> folder of the releases that a training begins from; those of the hub are in its cache."""
+    named = {key: getattr(config, key, None) for key in ("image_tokenizer_from", "init_from")}
+    return {key: str(fetch(place)) for key, place in named.items() if place is not None}
 
 
 def _read_image_tokenizer(folder: str) -> tuple[ImageTokenizerConfig, str]:
@@ -187,6 +195,5 @@ def _read_image_tokenizer(folder: str) -> tuple[ImageTokenizerConfig, str]:
 
 def _read_generator(folder: str) -> GeneratorConfig:
     facts = read_config(Path(folder))
-    if facts["kind"] != "generator":
-        raise UserError(f"{folder} holds an image tokenizer, not a generator: give the release folder of stage 1 or 2")
+    require_generator(facts, folder)
     return validate(GeneratorConfig, facts["generator"])

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import assert_never
 
+from mentor.adapters import Base, begin_adapter
 from mentor.conditioning import learn_material
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
+from mentor.hub import fetch, is_hub_name
 from mentor.models import Generator, build_generator
 from mentor.models.checkpoint import (
     Release,
@@ -52,7 +54,9 @@ def build_module(config: TrainConfig, datamodule: TrainingData) -> TrainingModul
             return _generator_module(config, generator, image_tokenizer, datamodule, release)
         case TuningTraining():
             release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
-            return _generator_module(config, release.generator, release.image_tokenizer, datamodule, release)
+            module = _generator_module(config, release.generator, release.image_tokenizer, datamodule, release)
+            module.base = Base(config.init_from, release.fingerprint)
+            return module
         case _:
             assert_never(config)
 
@@ -61,8 +65,8 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     if config.init_from is None:
         tokenizer = build_image_tokenizer(config.image_tokenizer)
     else:
-        _require_folder(config.init_from, "init_from", f"stage=tokenizer experiment={config.name}")
-        tokenizer = load_image_tokenizer(Path(config.init_from))
+        folder = _require_folder(config.init_from, "init_from", f"stage=tokenizer experiment={config.name}")
+        tokenizer = load_image_tokenizer(folder)
         theirs, ours = tokenizer.config.model_dump(), config.image_tokenizer.model_dump()
         check_same(config.init_from, theirs, ours, "image_tokenizer.")
     code_spec(tokenizer, config.data.image_size)
@@ -73,8 +77,10 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
 
 def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer, Release | None]:
     """The generator that stage 1 begins with, its image tokenizer, and the release it is from, if it is from one."""
-    _require_folder(config.image_tokenizer_from, "image_tokenizer_from", f"stage=tokenizer experiment={config.name}")
-    image_tokenizer = load_image_tokenizer(Path(config.image_tokenizer_from))
+    command = f"stage=tokenizer experiment={config.name}"
+    image_tokenizer = load_image_tokenizer(
+        _require_folder(config.image_tokenizer_from, "image_tokenizer_from", command)
+    )
     if config.init_from is None:
         material = learn_material(config.conditioner, lambda: datamodule.captions(CAPTIONS))
         spec = code_spec(image_tokenizer, config.data.image_size)
@@ -85,7 +91,7 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
     if theirs != ours:
         raise UserError(
             f"init_from {config.init_from} was trained with image tokenizer {theirs}, but image_tokenizer_from "
-            f"{config.image_tokenizer_from} is {ours}: say image_tokenizer_from={config.init_from}/image_tokenizer"
+            f"{config.image_tokenizer_from} is {ours}: say image_tokenizer_from={config.init_from}"
         )
     return release.generator, image_tokenizer, release
 
@@ -103,6 +109,8 @@ def _generator_module(
         ours = weights_fingerprint(image_tokenizer)
         check_codes(datamodule.codes, config.data.places, ours, spec, generator.config.conditioner)
     check_references(generator.conditioner, datamodule.config.tasks, datamodule.codes is not None)
+    if isinstance(config, TuningTraining) and config.adapter is not None:
+        begin_adapter(generator, config.adapter)
     freeze(generator, config.freeze)
     return GeneratorModule(
         generator.train(),
@@ -118,13 +126,17 @@ def _generator_module(
 
 
 def _load_release(folder: str, key: str, command: str) -> Release:
-    _require_folder(folder, key, command)
-    return load_generator(Path(folder))
+    return load_generator(_require_folder(folder, key, command))
 
 
-def _require_folder(folder: str, key: str, command: str) -> None:
-    if not Path(folder).is_dir():
+def _require_folder(folder: str, key: str, command: str) -> Path:
+    """The folder, or the one in the hub's cache where it is the name of a release on the hub."""
+    if not Path(folder).is_dir() and not is_hub_name(folder):
         raise UserError(
             f"{key} {folder} does not exist: train it first with `python -m mentor.train {command}`, "
             f"or say {key}=FOLDER with the release folder of another run"
         )
+    try:
+        return fetch(folder)
+    except UserError as error:
+        raise UserError(f"{key}: {error}; `python -m mentor.train {command}` trains one") from error

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mentor.adapters import AdapterConfig
 from mentor.config import Config
 from mentor.data.settings import DataConfig
 from mentor.models import GeneratorConfig
@@ -199,10 +200,15 @@ class AlignmentTraining(TrainBase, GeneratorConfig):
 
 
 class TuningTraining(TrainBase):
-    """Stage 2. The model, its image tokenizer and its text tokenizer are those of the release folder `init_from`."""
+    """Stage 2. The model, its image tokenizer and its text tokenizer are those of the release folder `init_from`.
+
+    Attributes:
+        adapter: what is trained in the model's place, which stays as it is; null trains the model.
+    """
 
     stage: Literal["2"]
     init_from: str
+    adapter: AdapterConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
 
 

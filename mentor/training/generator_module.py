@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from mentor.adapters import Base
 from mentor.conditioning import Condition, drop_condition, encode_condition
 from mentor.errors import UserError
 from mentor.models import Generator
@@ -46,6 +47,9 @@ class GeneratorModule(lightning.LightningModule):
         tasks: every task that a batch may have.
         seed: of the dropping of conditions.
         null_before: whether what the generator starts from has met the null condition in its own training.
+
+    Attributes:
+        base: the release that the generator starts from in stage 2.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class GeneratorModule(lightning.LightningModule):
         super().__init__()
         self.generator = generator
         self.objective = objective
+        self.base: Base | None = None
         self.null_trained = null_before or objective.guidance.everything > 0
         self.metrics: dict[str, float] = {}
         self._frozen = Frozen(image_tokenizer)
@@ -200,15 +205,16 @@ class GeneratorModule(lightning.LightningModule):
         return rows
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which image tokenizer the codes came from, and the means that the next row goes on with (hook)."""
+        """Note what the codes came from and what it began with, and the means that the next row goes on with (hook)."""
         checkpoint["image_tokenizer_fingerprint"] = self._fingerprint
+        checkpoint["base_fingerprint"] = self.base.fingerprint if self.base else None
         checkpoint["train_means"] = self._train_means.joined()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose codes came from another image tokenizer (Lightning's hook).
+        """Refuse a checkpoint whose codes came from another image tokenizer, or whose base was another (hook).
 
         Raises:
-            UserError: they did.
+            UserError: they did, or it was.
         """
         found = checkpoint.get("image_tokenizer_fingerprint")
         if found != self._fingerprint:
@@ -216,6 +222,13 @@ class GeneratorModule(lightning.LightningModule):
                 f"cannot resume: the checkpoint belongs to image tokenizer {found}, and now there is "
                 f"{self._fingerprint}: put the old image tokenizer back, say resume=false to start over, or "
                 "begin another run.dir with init_from=RELEASE"
+            )
+        base = checkpoint.get("base_fingerprint")
+        # An adapter belongs to the very weights that it was trained on. Checkpoints of earlier versions do not say.
+        if self.base is not None and base is not None and base != self.base.fingerprint:
+            raise UserError(
+                f"cannot resume: the checkpoint began with model {base}, and {self.base.name} is now "
+                f"{self.base.fingerprint}: put the old model back, or say resume=false to start over"
             )
         self._train_means.restore(checkpoint["train_means"])
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, assert_never
 import lightning
 from torch import distributed
 
+from mentor.adapters import adapter_weights, save_adapter
 from mentor.config import flatten
 from mentor.data.order import check_share
 from mentor.data.streammodule import TrainingData, open_data
@@ -23,7 +24,7 @@ from mentor.training.averaging import Averaging
 from mentor.training.build import TrainingModule, build_module
 from mentor.training.callbacks import clock
 from mentor.training.checkpoint_files import restore
-from mentor.training.config import TrainBase, TrainConfig
+from mentor.training.config import TrainBase, TrainConfig, TuningTraining
 from mentor.training.folder import RunFolder, find_checkpoint, inspect_folder, locked, put_aside, save_config, tidy
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.grids import draw_grid
@@ -146,6 +147,7 @@ class Run:
             again.guard.carry(session.guard, event)
             session = self._session = again
         conclude(config, session, datamodule)
+        session.frozen.check(session.module)
         with whole(session.module):
             if self._place.first:
                 write_release(config, session, datamodule)
@@ -243,6 +245,7 @@ class Run:
                     "unusable_samples": dict(data.skipped) if data else {},
                 },
                 checkpoints={"left_out_for_want_of_room": session.checkpoints.skipped},
+                **({"frozen": session.frozen.facts} if session.frozen.facts else {}),
                 metrics={name: value for name, value in session.module.metrics.items() if math.isfinite(value)},
             )
 
@@ -265,16 +268,23 @@ def write_release(config: TrainBase, session: Session, datamodule: TrainingData)
     facts = {name: value for name, value in settings.items() if name not in ("run.dir", "resume")}
     if isinstance(module, GeneratorModule):
         facts["null_condition_trained"] = module.null_trained
+    data = {"root": config.data.places, "fingerprint": ", ".join(datamodule.fingerprints)}
+    if datamodule.licence:
+        data["licence"] = datamodule.licence
     card = Card(
         title=title(config),
         training=facts,
         metrics=module.metrics,
-        data={"root": config.data.places, "fingerprint": ", ".join(datamodule.fingerprints)},
+        data=data,
         samples=draw_grid(rows) if rows else None,
     )
     size = config.data.image_size
     release = session.folder.release
+    adapter = config.adapter if isinstance(config, TuningTraining) else None
     match module:
+        case GeneratorModule(base=base) if adapter is not None:
+            assert base is not None
+            save_adapter(release, adapter, adapter_weights(module.generator), base, size, card)
         case GeneratorModule():
             save_generator(release, module.generator, module.image_tokenizer, size, card)
         case ImageTokenizerModule():

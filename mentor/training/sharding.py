@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from mentor.adapters import PromptAdaptation, begin_adapter
 from mentor.errors import UserError
 from mentor.models import Generator
 from mentor.training.checkpoint_files import PARTIAL, STATE, Facts, begin, finish, read_state, write_state
@@ -314,6 +315,8 @@ def gather_generator(generator: Generator) -> Generator | None:
     with torch.device("meta"):
         codebook = torch.empty_like(generator.embedding.codebook, device="meta")
         plain = Generator(generator.config, generator.material, generator.spec, codebook)
+        if isinstance(generator.adaptation, PromptAdaptation) and generator.adaptation.trained is not None:
+            begin_adapter(plain, generator.adaptation.trained)
     plain.load_state_dict(weights, assign=True)
     return plain.train(generator.training)
 

@@ -195,5 +195,5 @@ def test_other_subjects_refuse_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr("sys.argv", ["benchmark.py", "data", "--model", str(tmp_path), "--work", str(tmp_path)])
-    with pytest.raises(UserError, match="--model is for decode alone"):
+    with pytest.raises(UserError, match="--model is for adapters, decode and words, data has no use"):
         module.main()

@@ -21,7 +21,7 @@ from mentor.data.making.scenes import (
     render_background,
     square,
 )
-from mentor.data.making.splits import split_cutouts, split_photos
+from mentor.data.making.splits import is_held_out, split_cutouts, split_photos
 from mentor.data.records import Record, RecordObject, View
 from mentor.data.sources.archives import Cutout, Photo, read_cutouts, read_photos
 from mentor.data.storage.manifest import SPLITS
@@ -31,6 +31,8 @@ FREE_SIDE = (0.45, 0.85)
 
 _TOO_CLOSE = 90.0
 _LEAST_OBJECT = 0.02
+# Scenes that are drawn before one is found that may be in its split.
+_MOST_DRAWS = 500
 
 
 class Composer:
@@ -50,7 +52,8 @@ class Composer:
         cutouts = read_cutouts(recipe.subjects, loaded.folder) if recipe.subjects else []
         photos = read_photos(recipe.photographs, loaded.folder) if recipe.photographs else []
         self.subjects = split_cutouts(cutouts, recipe.heldout)
-        self.photos = split_photos(photos, self.subjects["heldout"], recipe.heldout)
+        named = self.subjects["heldout"] if recipe.heldout.by == "subject" else ()
+        self.photos = split_photos(photos, named, recipe.heldout)
         # A held-out scene stands before a held-out photograph of something that training has words for.
         known = {photo.background for photo in self.photos["train"]} - {""}
         self._backdrops = {
@@ -75,7 +78,7 @@ class Composer:
         plan: dict[str, list[tuple[str, int]]] = {}
         for split in SPLITS:
             scenes = getattr(recipe.scenes, split) if recipe.scenes else 0
-            if scenes and len(self.subjects[split]) < 2:
+            if scenes and recipe.scenes and len(self.subjects[split]) < (2 if recipe.scenes.two_objects else 1):
                 raise UserError(
                     f"recipe {recipe.name}: {len(self.subjects[split])} subject(s) in {split} are too few for scenes: "
                     "change subjects, heldout.share or heldout.salt"
@@ -122,13 +125,7 @@ class Composer:
         recipe, config = self.recipe, self._scene_config
         rng = random.Random(f"{recipe.seed}:{split}:scene {number}")
         subject = self._schedule[split][number]
-        if rng.random() < config.two_objects:
-            cutouts = [subject, self._companion(rng, split, subject)]
-            sizes, places = ["small", "small"], list(rng.choice(OPPOSITE_PLACES))
-        else:
-            cutouts = [subject]
-            sizes, places = ["large" if rng.random() < config.large else "small"], [rng.choice(list(PLACES))]
-        background, photo = self._background(rng, split, cutouts)
+        cutouts, sizes, places, background, photo = self._layout(rng, split, subject)
         boxes, facts = [], []
         for cutout, size, place in zip(cutouts, sizes, places, strict=True):
             side = box_side(size, recipe.size)
@@ -167,6 +164,31 @@ class Composer:
                 "style": subject.style,
                 "credits": [dict(credit) for credit in {credit["id"]: credit for credit in credits}.values()],
             },
+        )
+
+    def _layout(
+        self, rng: random.Random, split: str, subject: Cutout
+    ) -> tuple[list[Cutout], list[str], list[str], Background, Photo | None]:
+        """Objects with their sizes and places, and what is behind them, as may be in this split.
+
+        Raises:
+            UserError: nothing that was drawn may.
+        """
+        recipe, config = self.recipe, self._scene_config
+        for _ in range(_MOST_DRAWS):
+            if rng.random() < config.two_objects:
+                cutouts = [subject, self._companion(rng, split, subject)]
+                sizes, places = ["small", "small"], list(rng.choice(OPPOSITE_PLACES))
+            else:
+                cutouts = [subject]
+                sizes, places = ["large" if rng.random() < config.large else "small"], [rng.choice(list(PLACES))]
+            background, photo = self._background(rng, split, cutouts)
+            layout = " ".join([*sizes, *places, background.phrase])
+            if recipe.heldout.by == "subject" or is_held_out(layout, recipe.heldout) == (split == "heldout"):
+                return cutouts, sizes, places, background, photo
+        raise UserError(
+            f"recipe {recipe.name}: {_MOST_DRAWS} scenes that were drawn for {split} are all of the other split: "
+            "change heldout.share or heldout.salt, or give more kinds of backgrounds"
         )
 
     def _view(

@@ -22,10 +22,13 @@ class HeldOutConfig(Config):
     """How subjects and photographs are divided.
 
     Attributes:
-        share: expected share of the subjects and of the photographs that training never sees.
+        by: "subject" holds whole subjects out. "scene" is for a model that learns these very subjects: it holds out
+            scenes of them, by places, sizes and background, so that training shows none of them there.
+        share: expected share of the subjects (or scenes) and of the photographs that training never sees.
         salt: changes which ones.
     """
 
+    by: Literal["subject", "scene"] = "subject"
     share: float = Field(default=0.1, ge=0, lt=1)
     salt: str = "mentor"
 
@@ -64,6 +67,7 @@ class SceneRecipe(Config):
         kind: "scenes".
         name: what `make_shards.py` calls it.
         description: one line for people.
+        licence: of the pictures, kept in the manifest.
         size: side of every picture in px.
         snap: boxes of objects lie on a lattice of this many px (views of free size and place excepted), so that with
             the image tokenizer's cells as the lattice a shift of the object is a shift by whole tokens.
@@ -80,6 +84,7 @@ class SceneRecipe(Config):
     kind: Literal["scenes"] = "scenes"
     name: str
     description: str = ""
+    licence: str = ""
     size: int = Field(default=64, ge=16, le=2048)
     snap: int = Field(default=8, ge=1)
     seed: int = 0
@@ -98,6 +103,11 @@ class SceneRecipe(Config):
                 raise ValueError("scenes need objects: give the recipe `subjects`")
             if self.scenes.backgrounds.get("photo", 0) and self.photographs is None:
                 raise ValueError("photo backgrounds need `photographs`: give them or set scenes.backgrounds.photo to 0")
+            if self.heldout.by == "scene" and (self.scenes.heldout > 0) != (self.heldout.share > 0):
+                raise ValueError(
+                    f"heldout.share {self.heldout.share:g} and scenes.heldout {self.scenes.heldout} do not go "
+                    "together: set both above 0, or both to 0"
+                )
             for size, share in SIZES.items():
                 free = self.size - round(share * self.size)
                 if free % 2 or free // 2 % self.snap:

@@ -21,11 +21,12 @@ def normalise(name: str) -> str:
 
 
 def split_cutouts(cutouts: Sequence[Cutout], config: HeldOutConfig) -> dict[str, dict[str, list[Cutout]]]:
-    """Split -> subject name -> its cut-outs in all styles; a subject is in one split alone."""
+    """Split -> subject name -> its cut-outs in all styles; a subject is in one split alone, or in both by scene."""
     subjects: dict[str, dict[str, list[Cutout]]] = {"train": {}, "heldout": {}}
     for cutout in sorted(cutouts, key=lambda cutout: (normalise(cutout.name), cutout.style, cutout.id)):
-        split = "heldout" if is_held_out(cutout.name, config) else "train"
-        subjects[split].setdefault(normalise(cutout.name), []).append(cutout)
+        splits = ["heldout" if is_held_out(cutout.name, config) else "train"]
+        for split in subjects if config.by == "scene" else splits:
+            subjects[split].setdefault(normalise(cutout.name), []).append(cutout)
     return subjects
 
 

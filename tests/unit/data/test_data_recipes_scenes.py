@@ -18,6 +18,7 @@ from mentor.data.making.synthetic import draw_shape
 from mentor.data.records import Record
 from mentor.data.sources.archives import Photo
 from mentor.data.storage.manifest import SPLITS
+from mentor.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,26 @@ def test_a_record_does_not_depend_on_those_made_before() -> None:
         assert all(np.array_equal(a.image, b.image) for a, b in zip(ours.views, other.views, strict=True))
     reseeded = Composer(load("shapes", "seed=1")).record("train", 5)
     assert not np.array_equal(reseeded.image, second.record("train", 5).image)
+
+
+def test_a_subject_of_ones_own_has_scenes_in_both_splits_and_none_in_both(tmp_path: Path) -> None:
+    build_dataset(load("subject", "scenes.train=150", "scenes.heldout=60", "size=32", "snap=4"), tmp_path / "data")
+    layouts = {}
+    for split in SPLITS:
+        found = descriptions(tmp_path / "data", split)
+        assert {record["subject"] for record in found} == {"mochi"}
+        assert {thing["attributes"]["id"] for record in found for thing in record["objects"]} == {
+            f"mochi/{picture}" for picture in ("1f638", "1f63a", "1f63b", "1f63d", "1f63e", "1f63f")
+        }
+        layouts[split] = {record["captions"][0] for record in found}
+    assert len(layouts["train"]) > 80 and len(layouts["heldout"]) > 20
+    assert not layouts["train"] & layouts["heldout"]
+
+
+def test_scenes_cannot_be_held_out_where_none_are_asked_for() -> None:
+    for setting in ("heldout.share=0", "scenes.heldout=0"):
+        with pytest.raises(UserError, match="do not go together"):
+            load("subject", setting)
+    composer = Composer(load("subject", "heldout.share=1e-9", "scenes.train=10", "scenes.heldout=1"))
+    with pytest.raises(UserError, match=r"all of the other split: change heldout\.share"):
+        composer.record("heldout", 0)

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from planned import opened, stage_tokenizer
 from rich.console import Console
 from tiny import save_tiny_releases
 
-from mentor.config import compose, validate
+from mentor.adapters import AdapterConfig, begin_adapter, count_adapter
+from mentor.config import compose, config_folder, read_yaml, validate
 from mentor.data.packs import CodeLayout
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
@@ -344,3 +346,18 @@ def test_what_may_not_end_well_is_remarked(
     assert "may be too much memory" in printed
     assert "may be too much for the disk" in printed
     assert "not measured: it takes more memory than is free here" in printed
+
+
+def test_edits_of_mentor_xl_are_a_small_share_of_its_parameters(settings: Settings, tmp_path: Path) -> None:
+    generator = plan_shipped(settings, tmp_path, "mentor_xl", 8).blueprint.generator
+    assert generator is not None
+    whole = count_parameters(generator)["total"]
+    assert all(parameter.is_meta for parameter in generator.parameters())
+    shipped = AdapterConfig.model_validate(read_yaml(config_folder() / "adapter" / "mrt.yaml"))
+    with torch.device("meta"):
+        begin_adapter(generator, shipped)
+    trained = sum(parameter.numel() for parameter in generator.parameters() if parameter.requires_grad)
+    assert trained == count_adapter(shipped, generator.config.backbone)
+    # Two edits behind each of 36 blocks: R and W of 4 x 1,280 numbers, and b of 4.
+    assert trained == 36 * 2 * (2 * 4 * 1280 + 4)
+    assert 0.0003 <= trained / whole <= 0.0005
