@@ -1,10 +1,9 @@
 """Adapters: one new task learned by each kind at equal steps, and a new subject from a handful of pictures."""
 
 import dataclasses
-import shutil
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mentor.data.making.recipes import load_recipe
 from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError
 from mentor.evaluate import read_settings
-from mentor.evaluation.benchmarks import Contestant, draw, evaluate, load_contestant, make_examples
+from mentor.evaluation.benchmarks import Contestant, draw, load_contestant, make_examples, make_judge
 from mentor.evaluation.config import EvaluationConfig
 from mentor.evaluation.judges import SubjectJudge
 from mentor.evaluation.oracles import SceneOracle
@@ -28,7 +27,7 @@ from mentor.types import parse_prompt
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 LORA = ("adapter=lora", "adapter.lora.rank=8", "optimizer.kind=adamw", "optimizer.lr=5e-3")
-MRT = ("adapter=mrt", "optimizer.kind=adamw", "optimizer.lr=5e-2")
+MRT = ("adapter=mrt", "optimizer.kind=adamw", "optimizer.lr=2e-2")
 EVERYWHERE = ("adapter.edits.first=10000", "adapter.edits.last=0")
 # Learning rates by the loss after 150 steps on the examples of another seed.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -38,8 +37,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "LoRA prefix_attn, rank 8": (*LORA, "adapter.lora.preset=prefix_attn"),
     "MRT, rank 4, first and last 4 tokens": MRT,
     "MRT, rank 4, all tokens of the prompt": (*MRT, *EVERYWHERE),
-    "LoRA attn with MRT, as above": (*LORA, "adapter=lora_mrt"),
+    "MRT, rank 16, all tokens of the prompt": (*MRT, *EVERYWHERE, "adapter.edits.rank=16"),
+    "LoRA attn with MRT, rank 4, first and last 4 tokens": (*LORA, "adapter=lora_mrt"),
 }
+# Of pictures of the new subject. What has learned one subject alone is sure of it, and is pushed too far by more.
+GUIDANCE = {"the model as it is": 2.0, "with its adapter": 1.5}
 TASK = ("reconstruct", "segment", "text_to_image", "recover")
 
 
@@ -54,8 +56,8 @@ def measure_adapters(work: Path, quick: bool, models: Sequence[Path]) -> list[Ro
     data = Path("data/emoji")
     if not data.is_dir():
         raise UserError(f"{data} is missing: `python tools/make_shards.py emoji` makes it")
+    # Runs that are finished are kept: after an interruption the same command goes on.
     folder = work / "adapters"
-    shutil.rmtree(folder, ignore_errors=True)
     rows = [*new_task(folder, models[0], data, quick), *new_subject(folder, models[1], data, quick)]
     for row in rows:
         Console(stderr=True).print(f"{row.case}: {row.value:,.4g} {row.unit} ({row.note})", highlight=False)
@@ -71,9 +73,7 @@ def new_task(folder: Path, base: Path, data: Path, quick: bool) -> list[Row]:
     for name, changes in METHODS.items():
         run = folder / name.replace(" ", "_").replace(",", "")
         without = [f"data.mixture.{task}=0" for task in TASK]
-        seconds = train(
-            "experiment=demo", base, run, steps, f"data.root={data}", "data.mixture.subject=1", *changes, *without
-        )
+        train("experiment=demo", base, run, steps, f"data.root={data}", "data.mixture.subject=1", *changes, *without)
         release = run / "release"
         own = read_config(release)["kind"] == "adapter"
         contestant = load_contestant(base if own else release, adapters=[release] if own else [])
@@ -82,7 +82,7 @@ def new_task(folder: Path, base: Path, data: Path, quick: bool) -> list[Row]:
         trained = sum(numbers.numel() for numbers in kept)
         after = scores(contestant, data, config)
         size = (release / WEIGHTS).stat().st_size
-        note = f"{told(after)}; {trained:,} trained, file {size / 1000:,.0f} kB, {seconds:.0f} s"
+        note = f"{told(after)}; {trained:,} trained, file {size / 1000:,.0f} kB"
         rows.append(single(f"subject, {name}, {steps} steps", "-", after["cp_pf"], "CP x PF", None, note))
     return rows
 
@@ -99,11 +99,12 @@ def new_subject(folder: Path, base: Path, data: Path, quick: bool) -> list[Row]:
     for name, adapters in (("the model as it is", []), ("with its adapter", [run / "release"])):
         contestant = load_contestant(base, adapters=adapters)
         for shown in (False, True):
-            found = subject_scores(
-                contestant, settings(base, data, folder, subject=16 if quick else 96), data, root, shown
-            )
+            config = guided(settings(base, data, folder, subject=16 if quick else 96), GUIDANCE[name])
+            found = subject_scores(contestant, config, data, root, shown)
             how = "shown and named" if shown else "named alone"
-            note = told(found) + (f"; {seconds:.0f} s of training, file {size / 1000:,.0f} kB" if adapters else "")
+            note = f"{told(found)}; guidance {GUIDANCE[name]:g}" + (
+                f"; {seconds:.0f} s of training, file {size / 1000:,.0f} kB" if adapters else ""
+            )
             rows.append(single(f"new subject, {how}, {name}", "-", found["cp_pf"], "CP x PF", None, note))
     return rows
 
@@ -116,10 +117,9 @@ def train(experiment: str, base: Path, run: Path, steps: int, *changes: str) -> 
     """
     command = ["stage=2", experiment, f"init_from={base}", f"run.dir={run}", *changes, "trainer.samples=0"]
     command += ["trainer.validate_every=0", *([f"trainer.max_steps={steps}"] if steps else [])]
-    started = time.monotonic()
     if subprocess.run([sys.executable, "-m", "mentor.train", *command], check=False).returncode:
         raise UserError(f"the run in {run} failed: see above")
-    return time.monotonic() - started
+    return float(json.loads((run / "summary.json").read_text())["seconds"])
 
 
 def settings(base: Path, data: Path, folder: Path, **counts: int) -> EvaluationConfig:
@@ -129,14 +129,23 @@ def settings(base: Path, data: Path, folder: Path, **counts: int) -> EvaluationC
     return read_settings([f"model={base}", f"data={data}", f"output={folder}", "seed=1", *given])
 
 
+def guided(config: EvaluationConfig, guidance: float) -> EvaluationConfig:
+    """The settings with this guidance for the task `subject`."""
+    own = config.sampling.subject.model_copy(update={"guidance": guidance})
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"subject": own})})
+
+
 def scores(contestant: Contestant, data: Path, config: EvaluationConfig) -> dict[str, float]:
     """CP, PF and their product in `subject`, and what is left of text to image."""
     assert contestant.generator is not None
     pack(contestant.generator, "fp32")
-    metrics = evaluate(contestant, ShardSet(data, "heldout"), config).metrics
-    return {name: metrics[f"subject/{name}"] for name in ("cp", "pf", "cp_pf", "cp_error", "pf_error")} | {
-        "old": metrics["text_to_image/prompt_following"]
-    }
+    shards, found = ShardSet(data, "heldout"), {}
+    for task in ("subject", "text_to_image"):
+        examples = make_examples(task, shards, config, contestant.image_size)
+        judge = make_judge(task, SceneOracle(contestant.image_size), examples, config)
+        drawn = draw(contestant, task, examples, config.sampling_of(task), config, _quietly)
+        found |= {name: float(values.mean()) for name, values in judge(examples, drawn).items()}
+    return {"cp": found["cp"], "pf": found["pf"], "cp_pf": found["cp"] * found["pf"], "old": found["prompt_following"]}
 
 
 def subject_scores(
@@ -149,7 +158,7 @@ def subject_scores(
     asked = examples
     if not shown:
         asked = [dataclasses.replace(one, prompt=parse_prompt(one.facts["caption"], [])) for one in examples]
-    drawn = draw(contestant, "subject", asked, config.sampling.subject, config, lambda task, done, total: None)
+    drawn = draw(contestant, "subject", asked, config.sampling.subject, config, _quietly)
     found = judge(examples, drawn)
     means = {name: float(found[name].mean()) for name in ("cp", "pf")}
     return means | {"cp_pf": means["cp"] * means["pf"]}
@@ -159,3 +168,7 @@ def told(found: dict[str, float]) -> str:
     """The scores in words."""
     words = f"CP {found['cp']:.3f}, PF {found['pf']:.3f}"
     return words + (f"; text to image {found['old']:.3f}" if "old" in found else "")
+
+
+def _quietly(task: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
