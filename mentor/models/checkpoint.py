@@ -24,8 +24,8 @@ from mentor.releases import WEIGHTS
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
 from mentor.types import CodeSpec
 
-# 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 3: adapters, words read
-# by a pretrained encoder. Earlier ones are read as well.
+# 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 3: adapters, words
+# read by a pretrained encoder. Earlier ones are read as well.
 FORMAT_VERSION = 3
 
 

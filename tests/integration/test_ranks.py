@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from faulty import finish, start, tiny_settings, torchrun, wait_until_gone
+from runs import newest, rows, summary, weights
 from tiny import tiny_image_tokenizer
 
 from mentor.models.checkpoint import Card, save_image_tokenizer
-from runs import newest, rows, summary, weights
 
 pytestmark = pytest.mark.slow
 TIMEOUT = 12

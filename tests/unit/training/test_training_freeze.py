@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import summary
 
 from mentor.errors import UserError
 from mentor.models import Generator
@@ -10,7 +11,6 @@ from mentor.training.config import TrainConfig
 from mentor.training.freeze import freeze, frozen_digest
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.run import train
-from runs import summary
 
 Settings = Callable[..., TrainConfig]
 FREEZE = ("freeze=[backbone.blocks.0.*,rows]", "trainer.max_steps=3")

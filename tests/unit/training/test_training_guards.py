@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from planned import stage_tokenizer
+from runs import differing, summary, weights
 from torch import nn
 
 from mentor.errors import UserError
@@ -18,7 +19,6 @@ from mentor.training.guards import Guard
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.joint import JointOptimizer
 from mentor.training.run import train
-from runs import differing, summary, weights
 
 Settings = Callable[..., TrainConfig]
 # Both depend on nothing but the number of the global batch, like a sample that is bad in itself.

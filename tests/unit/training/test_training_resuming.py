@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from runs import differing, newest, rows
 from tiny import tiny_image_tokenizer
 
 from mentor.errors import UserError
@@ -19,7 +20,6 @@ from mentor.training.checkpoint_files import STATE, listed
 from mentor.training.config import TrainConfig
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.run import train
-from runs import differing, newest, rows
 
 Settings = Callable[..., TrainConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import newest, rows, weights
 
 from mentor.errors import UserError
 from mentor.models.checkpoint import load_generator, load_image_tokenizer
 from mentor.training.config import TrainConfig
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.run import train
-from runs import newest, rows, weights
 
 Settings = Callable[..., TrainConfig]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from faulty import ROOT
+from runs import differing, newest
 
 from mentor.training import checkpoint_files, run
 from mentor.training.config import TrainConfig
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.run import train
-from runs import differing, newest
 
 Settings = Callable[..., TrainConfig]
 
