@@ -167,9 +167,9 @@ def test_where_things_lie_is_no_part_of_what_they_are(tmp_path: Path) -> None:
 
 
 def test_every_ready_recipe_says_what_it_needs_and_can_be_read() -> None:
-    needs = {"coco": ["images=x", "captions=y"], "img2dataset": ["paths=x"], "emoji": [], "shapes": []}
+    needs = {"coco": ["images=x", "captions=y"], "img2dataset": ["paths=x"], "emoji": [], "shapes": [], "subject": []}
     listed = list_recipes(RECIPES)
-    assert len(listed) == 9
+    assert len(listed) == 10
     for name, line in listed.items():
         given = needs.get(name, ["path=x"])
         assert load(name, *given).recipe.description in line
