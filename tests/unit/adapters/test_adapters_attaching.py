@@ -76,9 +76,11 @@ def test_the_steps_of_decoding_are_the_bases_where_an_adapter_acts_on_prompts_al
 
 
 def test_several_adapters_add_up_in_any_order_with_their_strengths(tmp_path: Path) -> None:
-    one, other = (made(tmp_path / str(seed), KINDS["attn"], seed) for seed in (0, 1))
+    # Sums of two commute in any precision, those of three do not.
+    one, other, third = (made(tmp_path / str(seed), KINDS["attn"], seed) for seed in (0, 1, 2))
+    given = [Applied(one, 0.5), Applied(other, -2), Applied(third, 0.7)]
     found = []
-    for applied in ([Applied(one, 0.5), Applied(other, -2)], [Applied(other, -2), Applied(one, 0.5)]):
+    for applied in (given, given[::-1]):
         own = generator()
         assert attach(own, applied).merged
         found.append(own.backbone.state_dict())
@@ -86,7 +88,7 @@ def test_several_adapters_add_up_in_any_order_with_their_strengths(tmp_path: Pat
     weight = generator().backbone.get_submodule("blocks.0.attention.qkv").weight
     scaling = KINDS["attn"].lora.scaling
     expected = weight.double()
-    for each, strength in ((one, 0.5), (other, -2)):
+    for each, strength in ((one, 0.5), (other, -2), (third, 0.7)):
         parts = [each.weights[f"lora.blocks.0.attention.qkv.{part}"].double() for part in ("up", "down")]
         expected = expected + strength * scaling * parts[0] @ parts[1]
     assert torch.allclose(found[0]["blocks.0.attention.qkv.weight"].double(), expected, atol=1e-6)
