@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LORA = ("adapter=lora", "adapter.lora.rank=8", "optimizer.kind=adamw", "optimizer.lr=5e-3")
 MRT = ("adapter=mrt", "optimizer.kind=adamw", "optimizer.lr=2e-2")
 EVERYWHERE = ("adapter.edits.first=10000", "adapter.edits.last=0")
-# Learning rates by the loss after 150 steps on the examples of another seed; that of MRT, 5e-2 by this, was lowered, since
-# it did still worse on what is measured here.
+# Learning rates by the loss after 150 steps on the examples of another seed; that of MRT, 5e-2 by this, was lowered,
+# since it did still worse on what is measured here.
 METHODS: dict[str, tuple[str, ...]] = {
     "full tuning": (),
     "LoRA attn, rank 8": LORA,
