@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _SAMPLING = ("guidance", "guidance_images", "guidance_interval", "temperature", "top_k", "top_p", "speculative")
+_SAMPLING += ("sampler", "steps", "tokens_per_step")
 
 
 def generate(
@@ -62,6 +63,9 @@ def generate(
     preview_every: int = 0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     speculative: int = 0,
+    sampler: str | None = None,
+    steps: int | None = None,
+    tokens_per_step: int | None = None,
 ) -> list[Image.Image]:
     """Pictures that follow the prompt, as RGB; picture i uses seed + i and comes out the same whatever `num_images` is.
 
@@ -71,7 +75,7 @@ def generate(
         images: reference pictures or their files; each is cropped to a centred square and scaled to the model's size.
         num_images: how many pictures.
         guidance: 1 follows the model as trained, 2 to 4 follows the prompt more closely.
-        temperature: 0 draws greedily, 1 as the model predicts.
+        temperature: 0 draws greedily, 1 as the model predicts; of continuous tokens it scales the noise.
         top_k: draw from the k likeliest codes only; 0 is all.
         top_p: draw from the likeliest codes with this share of the probability; 1 is all.
         seed: seed of the first picture, 0 or more.
@@ -79,19 +83,24 @@ def generate(
         on_step: called with (tokens done, tokens in all), for progress bars.
         batch_size: pictures that are drawn at a time; None is 32, or fewer where memory is short.
         on_picture: called with (index of the picture, the picture so far, grey where nothing is drawn yet); not with
-            `speculative`.
+            `speculative`, nor where a model draws latents.
         preview_every: so many tokens of a picture lie between two calls of `on_picture`; 0 calls it never.
-        guidance_interval: share of a picture's tokens between which there is guidance.
+        guidance_interval: share of a picture's tokens, or of its way from noise, between which there is guidance.
         speculative: tokens that are tried at once; 0 is one after the other. The pictures of the seeds are others then,
             drawn from the same distribution.
+        sampler: of models that denoise: euler, heun, dpm++, ddim or ddpm; None is the model's own.
+        steps: of denoising a picture, or each continuous token; None is the model's own.
+        tokens_per_step: of masked generation: tokens drawn at a time; None is the model's own.
 
     Raises:
-        UserError: marks and images don't match, the prompt is too long, or a setting is out of range.
+        UserError: marks and images don't match, the prompt is too long, or a setting is out of range or means nothing
+            to this kind of model.
     """
     if preview_every < 0:
         raise UserError(f"preview_every {preview_every} must be 0 (never) or more")
     settings = {"guidance": guidance, "guidance_images": guidance_images, "guidance_interval": guidance_interval}
     settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "speculative": speculative}
+    settings |= {"sampler": sampler, "steps": steps, "tokens_per_step": tokens_per_step}
     job = plan(model, prompt, images, num_images, seed, batch_size, **settings)
     return [picture for _, picture in draw(job, job.seeds, on_step, on_picture, preview_every)]
 
@@ -157,6 +166,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--batch-size", type=int, metavar="N", help="pictures drawn at a time (default: as memory allows)")
     add("--precision", choices=PRECISIONS, default="auto", help="of the weights (default: auto, what suits the device)")
     add("--speculative", type=int, default=0, metavar="N", help="tokens tried at once; 0 is one by one (default: 0)")
+    add("--sampler", metavar="NAME", help="of a diffusion model: euler, heun, dpm++, ddim, ddpm (default: its own)")
+    add("--steps", type=int, metavar="N", help="of denoising a picture, or each of its tokens (default: the model's)")
+    masked = "of masked generation: tokens drawn at a time (default: the model's)"
+    add("--tokens-per-step", type=int, metavar="N", help=masked)
     add("--grid", action="store_true", help="also write grid.png with all pictures, in place of an earlier one")
     add("--resume", action="store_true", help="keep the pictures of this very call that are there, draw the others")
     add("--overwrite", action="store_true", help="replace other pictures of the same names, else they are refused")

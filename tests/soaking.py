@@ -59,7 +59,7 @@ def soak(root: Path) -> dict[int, Use]:
         while data.consumed < STEPS:
             for batch in islice(data.train_dataloader(), OPENED_FOR):
                 if data.consumed % LEARN_EVERY == 0:
-                    losses, _ = module.example_losses(module.drop(batch, data.consumed), batch)
+                    losses = module.example_scores(module.drop(batch, data.consumed), batch, data.consumed)["loss"]
                     losses.mean().backward()
                     optimizer.step()
                     optimizer.zero_grad()

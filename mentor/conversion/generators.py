@@ -153,7 +153,8 @@ def check_llamagen_layout(generator: Generator, what: str) -> None:
     fixed = {
         "backbone.rope_prefix": (config.backbone.rope_prefix, False),
         "backbone.rope_base": (config.backbone.rope_base, 10000.0),
-        "head.tied": (config.head.tied, False),
+        "head.kind": (config.head.kind, "ar"),
+        "head.tied": (getattr(config.head, "tied", False), False),
         "grid_embeddings": (config.grid_embeddings, False),
         "placement": (config.placement, "own"),
         "causal_prefix": (config.causal_prefix, True),

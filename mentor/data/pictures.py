@@ -20,6 +20,7 @@ CAUSES = ("prompt", "sampling", "size", "seed", "images", "fingerprint", "precis
 # What older pictures do not say of themselves.
 UNSAID: dict[str, Any] = {"precision": "fp32", "adapters": []}
 UNSAID_OF_SAMPLING: dict[str, Any] = {"guidance_interval": [0.0, 1.0], "speculative": 0}
+UNSAID_OF_SAMPLING |= {"sampler": None, "steps": None, "tokens_per_step": None}
 GIVE_OURS = "give a PNG that mentor.generate wrote"
 
 

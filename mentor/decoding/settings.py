@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from mentor.config import Config
+from mentor.diffusion import SAMPLERS
 
 
 class SamplingConfig(Config):
@@ -13,13 +14,18 @@ class SamplingConfig(Config):
     Attributes:
         guidance: how far to go from the unconditional towards the conditional prediction; 1 is no guidance.
         guidance_images: scale of its own for the reference images (then `guidance` is the text's); None: one for both.
-        guidance_interval: share of a picture's tokens between which there is guidance (arXiv 2404.07724 has it for
-            diffusion); outside of it the model is followed as it is, which also takes half of the time.
-        temperature: spread of the draw; 0 takes the likeliest token.
+        guidance_interval: share of a picture's tokens between which there is guidance, or of the way from noise to
+            picture (arXiv 2404.07724); outside of it the model is followed as it is, which also takes half of the time.
+        temperature: spread of the draw; 0 takes the likeliest token. Of continuous tokens it scales the noise that is
+            added in every step (arXiv 2406.11838, section 3.2).
         top_k: draw from the k likeliest tokens only; 0 is all.
         top_p: draw from the likeliest tokens that together hold this share of the probability; 1 is all.
         speculative: tokens that are tried at once (speculative Jacobi decoding, arXiv 2410.01699); 0 or 1 is one after
             the other. The distribution of pictures stays the same, though not the picture of a seed.
+        sampler: of what is denoised: euler, heun, dpm++, ddim or ddpm, as far as they fit the noise that the model was
+            trained with; None is the model's own.
+        steps: of denoising, of a picture or of each token; None is the model's own.
+        tokens_per_step: of masked generation: tokens that are drawn at a time, on average; None is the model's own.
     """
 
     guidance: float = 2.0
@@ -29,6 +35,9 @@ class SamplingConfig(Config):
     top_k: int = 0
     top_p: float = 1.0
     speculative: int = Field(default=0)
+    sampler: str | None = None
+    steps: int | None = None
+    tokens_per_step: int | None = None
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
@@ -46,6 +55,12 @@ class SamplingConfig(Config):
             raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1 (all tokens)")
         if not 0 <= self.speculative <= 64:
             raise ValueError(f"speculative {self.speculative} must be 0 (off) to 64 tokens at once (8 to 16 is usual)")
+        for name in ("steps", "tokens_per_step"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown: choose {', '.join(SAMPLERS)}")
         return self
 
     @property

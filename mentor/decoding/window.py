@@ -84,7 +84,7 @@ class _Window(Generic[Key]):
         """Draw the first token of a picture; guesses for those behind it."""
         generator = self.generators[row].manual_seed(picture.seed)
         uniform = torch.rand(1, self.count, generator=generator).to(self.decoder.device)
-        parts = [prompt.logits.view(1, 1, -1) for prompt in picture.prompts]
+        parts = [prompt.first.view(1, 1, -1) for prompt in picture.prompts]
         predicted = self._predict(parts, torch.zeros(1, dtype=torch.long, device=self.decoder.device))[:, 0]
         self.ids[row, 0] = invert(predicted, uniform[:, 0])[0]
         drafts = first_drafts(predicted, uniform[:, 1:])

@@ -1,8 +1,8 @@
-"""The one place where drawing meets the sampler: requests go in, the codes of their pictures come out."""
+"""The one place where drawing meets the sampler: requests go in, the codes or latents of their pictures come out."""
 
 from collections.abc import Callable, Iterable, Iterator
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mentor.decoding.settings import SamplingConfig
@@ -19,8 +19,8 @@ def codes_of(
     slots: int,
     on_tokens: Callable[[int], None] | None = None,
     on_ids: OnIds | None = None,
-) -> Iterator[tuple[Request, Int[Tensor, "gy gx"]]]:
-    """Each request with its picture's codes, as soon as they are drawn.
+) -> Iterator[tuple[Request, Int[Tensor, "gy gx"] | Float[Tensor, "c gy gx"]]]:
+    """Each request with its picture's codes, or latents, as soon as they are drawn.
 
     Args:
         model: what draws.
@@ -29,7 +29,7 @@ def codes_of(
         slots: pictures that are drawn at a time, at most.
         on_tokens: called as tokens are drawn, with how many there are, of all pictures together.
         on_ids: called after it, for each picture in the making, with its codes so far; not where several tokens are
-            tried at once.
+            tried at once, nor where there are no codes.
     """
     work = _Work(model.tokens, on_tokens, on_ids)
     drawn = stream(
@@ -40,9 +40,9 @@ def codes_of(
         on_step=None if on_tokens is None else work.step,
         watch=None if on_ids is None else work.watch,
     )
-    for request, ids in drawn:
+    for request, picture in drawn:
         work.end(request)
-        yield request, ids
+        yield request, picture
 
 
 class _Work:

@@ -24,7 +24,7 @@ from mentor.data.pictures import (
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing.loop import Room, Watcher, draw_all
 from mentor.drawing.memory import fitting
-from mentor.drawing.model import Model, check_guidance
+from mentor.drawing.model import Model, check_sampling
 from mentor.drawing.pictures import make_grid, to_picture, to_reference
 from mentor.drawing.progress import Tally, drawing_bar
 from mentor.errors import UserError
@@ -86,7 +86,7 @@ def plan(
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no UTF-8 text (character {error.start + 1}): type it anew") from error
     config = sampling_config(**sampling)
-    check_guidance(model, config)
+    check_sampling(model, config)
     pictures = [open_image(image) if isinstance(image, str | Path) else image for image in images]
     references = [to_reference(picture, model.image_size) for picture in pictures]
     parsed = parse_prompt(prompt, references)

@@ -123,8 +123,8 @@ def draw_all(
                 lambda tokens, start=start: watcher.reach(start + tokens),
                 None if watcher.on_picture is None else partial(attempt.show, model, watcher),
             )
-            for request, ids in drawn:
-                picture = decode_picture(model, ids)
+            for request, grid in drawn:
+                picture = decode_picture(model, grid)
                 finished += 1
                 thing = attempt.finish(request)
                 watcher.forget(thing)

@@ -35,7 +35,11 @@ def picture_bytes(model: Model, config: SamplingConfig, prefix: int) -> int:
     cache = 2 * shape.layers * backbone.kv_heads * backbone.head_width * kept * _NUMBER
     # A block's widest moment over the whole prompt: its input, norm, queries, keys, values and gated feed-forward.
     reading = prefix * (16 * shape.width * _NUMBER + prefix)
-    return config.parts * (cache + reading + spec.vocab_size * _CODE * max(1, config.speculative))
+    drawing = spec.vocab_size * _CODE * max(1, config.speculative)
+    if model.release.generator.draws != "codes":
+        # All tokens of a picture pass through the backbone together.
+        drawing = spec.tokens * (16 * shape.width * _NUMBER + prefix + spec.tokens)
+    return config.parts * (cache + reading + drawing)
 
 
 def decoder_bytes(model: Model) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from mentor.adapters import Applied, Place, attach, load_adapters
 from mentor.conditioning import Conditioner
+from mentor.decoding.fitting import check_fit
 from mentor.decoding.settings import SamplingConfig
 from mentor.errors import UserError
 from mentor.hub import fetch, spelled
@@ -121,12 +122,15 @@ def prepare(release: Release, precision: str, device: torch.device) -> str:
     return chosen
 
 
-def check_guidance(model: Model, config: SamplingConfig) -> None:
+def check_sampling(model: Model, config: SamplingConfig) -> None:
     """Nothing, where the model can be drawn from so.
 
     Raises:
-        UserError: guidance is asked of a model that has never met a prompt of which nothing is left.
+        UserError: a setting means nothing to a model of this kind; or guidance is asked of a model that has never met a
+            prompt of which nothing is left.
     """
+    generator = model.release.generator
+    check_fit(config, generator.config.head, generator.spec.tokens)
     scales = [config.guidance, config.guidance if config.guidance_images is None else config.guidance_images]
     if scales == [1, 1] or null_trained(model.release.config.get("training") or {}):
         return

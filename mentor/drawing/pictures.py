@@ -29,12 +29,13 @@ def to_picture(pixels: Float[Tensor, "c y x"]) -> Image.Image:
     return Image.fromarray(rearrange(values, "c y x -> y x c").numpy())
 
 
-def decode_picture(model: Model, ids: Int[Tensor, "gy gx"]) -> Image.Image:
-    """The picture of one grid of codes.
+def decode_picture(model: Model, drawn: Int[Tensor, "gy gx"] | Float[Tensor, "c gy gx"]) -> Image.Image:
+    """The picture of one grid of codes or latents.
 
     One at a time: convolutions round differently in batches of different size, by up to one grey level.
     """
-    return to_picture(model.release.image_tokenizer.decode_ids(ids.unsqueeze(0))[0].cpu())
+    quantised = model.release.generator.draws == "quantised"
+    return to_picture(model.release.image_tokenizer.picture(drawn.unsqueeze(0), quantised)[0].cpu())
 
 
 def partial_picture(model: Model, ids: Int[Tensor, "n"]) -> Image.Image:

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from mentor.config import Config, validate
 from mentor.decoding.settings import SamplingConfig
 from mentor.drawing.jobs import check_seeds, sampling_config
-from mentor.drawing.model import Model, check_guidance
+from mentor.drawing.model import Model, check_sampling
 from mentor.errors import UserError
 from mentor.types import parse_prompt
 
@@ -37,6 +37,9 @@ class _Line(Config):
     temperature: float = 1
     top_k: int = 0
     top_p: float = 1
+    sampler: str | None = None
+    steps: int | None = None
+    tokens_per_step: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,7 @@ def check_lines(model: Model, lines: list[PromptLine]) -> Iterator[int]:
     """
     for line in lines:
         try:
-            check_guidance(model, line.sampling)
+            check_sampling(model, line.sampling)
             yield model.conditioner.count(parse_prompt(line.prompt, [torch.empty(0)] * len(line.images)))
         except UserError as error:
             raise UserError(f"{line.place}: {error}") from error

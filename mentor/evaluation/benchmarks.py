@@ -37,7 +37,7 @@ from mentor.evaluation.judges import (
 from mentor.evaluation.metrics import imbalance, product, psnr
 from mentor.evaluation.oracles import Pixels, SceneOracle
 from mentor.hub import fetch, spelled
-from mentor.models import Generator, count_parameters
+from mentor.models import AnyGenerator, count_parameters
 from mentor.models.checkpoint import load_generator, load_image_tokenizer, read_config
 from mentor.sampling import SamplingConfig, sample
 from mentor.tokenizers import ImageTokenizer
@@ -59,7 +59,7 @@ class Contestant:
 
     folder: Path
     image_tokenizer: ImageTokenizer
-    generator: Generator | None
+    generator: AnyGenerator | None
     image_size: int
     config: Mapping[str, Any]
     device: torch.device
@@ -306,8 +306,8 @@ def draw(
         needed = generator.conditioner.reads_codes
         condition = encode_condition(prompts, image_tokenizer.encode, contestant.device, needed)
         seeds = [seed_from("draw", config.seed, task, example.key) % 2**63 for example in batch]
-        ids = sample(generator, condition, seeds, sampling)
-        parts.append(image_tokenizer.decode_ids(ids).float().cpu())
+        drawn = sample(generator, condition, seeds, sampling)
+        parts.append(image_tokenizer.picture(drawn, generator.draws == "quantised").float().cpu())
         report(task, first + len(batch), len(examples))
     return torch.cat(parts)
 

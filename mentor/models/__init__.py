@@ -1,21 +1,15 @@
 """Generators and their parts, and the release folders they are kept in."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from mentor.conditioning import Material
+from mentor.models.autoregressive import CodeGenerator
 from mentor.models.backbone import Backbone, BackboneConfig
+from mentor.models.building import AnyGenerator, build_generator
+from mentor.models.continuous import ContinuousGenerator
+from mentor.models.dit import DiffusionTransformer
 from mentor.models.generator import Generator, GeneratorConfig
-from mentor.models.heads import ARHead, ARHeadConfig
-from mentor.types import CodeSpec
-
-
-def build_generator(
-    config: GeneratorConfig, material: Material, spec: CodeSpec, codebook: Float[Tensor, "v c"]
-) -> Generator:
-    """The generator that `config` describes, with fresh weights, for codes of the given kind."""
-    return Generator(config, material, spec, codebook)
+from mentor.models.heads import ARHead, ARHeadConfig, DiffusionHead, DiffusionHeadConfig, DiTConfig
+from mentor.models.sizes import matched
 
 
 def count_parameters(module: torch.nn.Module) -> dict[str, int]:
@@ -30,10 +24,18 @@ def count_parameters(module: torch.nn.Module) -> dict[str, int]:
 __all__ = [
     "ARHead",
     "ARHeadConfig",
+    "AnyGenerator",
     "Backbone",
     "BackboneConfig",
+    "CodeGenerator",
+    "ContinuousGenerator",
+    "DiTConfig",
+    "DiffusionHead",
+    "DiffusionHeadConfig",
+    "DiffusionTransformer",
     "Generator",
     "GeneratorConfig",
     "build_generator",
     "count_parameters",
+    "matched",
 ]

@@ -1,6 +1,6 @@
 """The decoder-only transformer; sizes follow LlamaGen's table (arXiv 2406.06525)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mentor.config import Config
 from mentor.nn.attention import Cache
 from mentor.nn.layers import Block, RMSNorm, swiglu_hidden
+from mentor.nn.modulation import Modulation
 from mentor.nn.rope import Rotary, rotary_table
 
 # Changes hidden states behind a block: called with the block's number and the last tokens that it gives.
@@ -83,6 +84,7 @@ class Backbone(nn.Module):
         cache: Cache | None = None,
         tail: int | None = None,
         edit: Edit | None = None,
+        modulations: Sequence[Modulation] | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Hidden states after the last block, normalised.
 
@@ -94,9 +96,11 @@ class Backbone(nn.Module):
             tail: give the states of the last `tail` tokens only. The last block then spares the others' feed-forward,
                 a tenth of all work in four blocks when half of the sequence is a prefix.
             edit: changes the states behind each block.
+            modulations: of each block, by the noise in its last tokens; None where there is no noise.
         """
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, cache, layer, tail if layer == len(self.blocks) - 1 else None)
+            modulation = None if modulations is None else modulations[layer]
+            x = block(x, rotary, mask, cache, layer, tail if layer == len(self.blocks) - 1 else None, modulation)
             if edit is not None:
                 x = edit(layer, x)
         return self.norm(x)

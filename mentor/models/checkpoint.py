@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mentor import __version__
 from mentor.conditioning import load_material, save_material
 from mentor.errors import UserError
+from mentor.models.building import AnyGenerator, build_generator
 from mentor.models.cards import Card, render_card
 from mentor.models.generator import Generator, GeneratorConfig
 from mentor.releases import WEIGHTS
@@ -25,15 +26,15 @@ from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_
 from mentor.types import CodeSpec
 
 # 2: layouts of published models, pretrained encoders in folders of their own, codebooks in space. 3: adapters, words
-# read by a pretrained encoder. Earlier ones are read as well.
-FORMAT_VERSION = 3
+# read by a pretrained encoder. 4: continuous tokens, diffusion transformers. Earlier ones are read as well.
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
 class Release:
     """A generator with the image tokenizer it was trained on, in eval mode."""
 
-    generator: Generator
+    generator: AnyGenerator
     image_tokenizer: ImageTokenizer
     image_size: int
     config: Mapping[str, Any]
@@ -118,7 +119,7 @@ def load_generator(folder: Path) -> Release:
     spec = code_spec(image_tokenizer, config["image_size"])
     generator_config = _parse(GeneratorConfig, config, "generator", folder)
     material = load_material(generator_config.conditioner, folder)
-    generator = Generator(generator_config, material, spec, image_tokenizer.codebook)
+    generator = build_generator(generator_config, material, spec, image_tokenizer.codebook)
     load_weights(generator, folder, generator.kept_apart)
     return Release(generator.eval(), image_tokenizer, config["image_size"], config, config["fingerprint"])
 

@@ -1,4 +1,4 @@
-"""A generator that writes token by token: prompts are prefilled, then tokens follow over a cache."""
+"""A generator that draws: prompts are prefilled, then tokens follow over a cache."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mentor.conditioning import Condition, Prefix
-from mentor.models.generator import Generator
+from mentor.models.building import AnyGenerator
 from mentor.nn.cache import WORTHWHILE, BlockCache, KVCache, PrefixCache
 from mentor.types import prompt_images
 
@@ -23,11 +23,11 @@ class Prefilled:
 
     Attributes:
         cache: keys and values of its prefix.
-        logits: of the first image token.
+        first: what the generator reads out for the first image token: its logits, or the state that tells of it.
     """
 
     cache: PrefixCache
-    logits: Float[Tensor, "v"]
+    first: Float[Tensor, "v"]
 
 
 class Decoder:
@@ -38,7 +38,7 @@ class Decoder:
         compiled: whether the steps that a GPU records are compiled first: a minute once, for many pictures.
     """
 
-    def __init__(self, generator: Generator, compiled: bool = False) -> None:
+    def __init__(self, generator: AnyGenerator, compiled: bool = False) -> None:
         self.generator = generator
         self.compiled = compiled
         self.spec = generator.spec
@@ -93,8 +93,8 @@ class Decoder:
         cache = PrefixCache(self.generator.config.causal_prefix)
         with self.generator.reading(read, 0) as edit:
             hidden = self.generator.backbone(x, rotary, None, cache, tail=1, edit=edit)
-        logits = self.generator.head(hidden)[:, -1]
-        return [Prefilled(cache.row(i), logits[i]) for i in range(len(rows))]
+        first = self.generator.read_out(hidden)[:, -1]
+        return [Prefilled(cache.row(i), first[i]) for i in range(len(rows))]
 
     def make_cache(
         self, parts: Sequence[Sequence[Prefilled]], tokens: int, shared: Sequence[int], apart: bool = False
@@ -116,36 +116,36 @@ class Decoder:
 
     def step(
         self,
-        ids: Int[Tensor, "b n"],
+        tokens: Int[Tensor, "b n"] | Float[Tensor, "b n c"],
         positions: int | Int[Tensor, "b"],
         cache: BlockCache,
         end: int,
         tail: int | None = None,
     ) -> Float[Tensor, "r n v"]:
-        """Logits of the tokens that follow `ids`, for every row of every block of the cache; adds `ids` to it.
+        """What is read out for the tokens that follow, for every row of every block of the cache; adds `tokens` to it.
 
         Args:
-            ids: codes that were chosen, the same for every block.
+            tokens: codes or continuous tokens that were drawn, the same for every block.
             positions: which token the first of them is: one number for all, or one a picture. Past the last token of
                 a picture anything may stand.
             cache: the prompts, and the tokens before.
             end: how many tokens are read, at least `positions + n` for all pictures.
-            tail: logits of the last `tail` tokens only.
+            tail: read out for the last `tail` tokens only.
         """
-        count = ids.shape[1]
+        count = tokens.shape[1]
         cache.place(positions, count, end)
         first = positions + self.generator.ahead
         if isinstance(first, int):
             where: slice | Tensor = slice(first, first + count)
             rotary = self.rotary[where].unsqueeze(0)
         else:
-            where = first.unsqueeze(-1) + torch.arange(count, device=ids.device)
+            where = first.unsqueeze(-1) + torch.arange(count, device=tokens.device)
             where = where.clamp(max=self.spec.tokens - 1)
             rotary = self.rotary[where].repeat(cache.parts, 1, 1, 1)
-        x = (self.generator.embedding(ids) + self.places[where]).to(self.dtype)
+        x = (self.generator.embedding(tokens) + self.places[where]).to(self.dtype)
         x = x.repeat(cache.parts, 1, 1)
         hidden = self.generator.backbone(x, rotary.unsqueeze(1), None, cache, tail)
-        return self.generator.head(hidden)
+        return self.generator.read_out(hidden)
 
 
 def unique_prompts(condition: Condition) -> Condition:

@@ -1,5 +1,7 @@
-"""The generator: conditioner, backbone and head, over a grid of codes it was built for."""
+"""What every generator has: a conditioner, a backbone over a grid of places, and a head of some kind."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -8,11 +10,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mentor.conditioning import Condition, ConditionerConfig, Material, Prefix, build_conditioner
+from mentor.conditioning import ConditionerConfig, Material, Prefix, build_conditioner
 from mentor.config import Config
 from mentor.models.adaptation import Adaptation
 from mentor.models.backbone import Backbone, BackboneConfig, Edit
-from mentor.models.heads import ARHead, ARHeadConfig, CodeEmbedding
+from mentor.models.heads import ARHeadConfig, HeadConfig
 from mentor.nn.rope import Rotary
 from mentor.types import CodeSpec
 
@@ -31,29 +33,39 @@ class GeneratorConfig(Config):
 
     conditioner: ConditionerConfig
     backbone: BackboneConfig
-    head: ARHeadConfig
+    head: HeadConfig
     grid_std: float = 0.5
     grid_embeddings: bool = True
     placement: Literal["next", "own"] = "next"
     causal_prefix: bool = False
 
 
-class Generator(nn.Module):
-    """Writes a grid of codes token by token after a prefix (MENTOR, arXiv 2507.09574).
+class Generator(nn.Module, ABC):
+    """A conditioner, a backbone and a head over the grid of codes that it was built for (MENTOR, arXiv 2507.09574).
 
-    The prefix sees itself in both directions, image tokens see the prefix and what was written before. Each token is
-    placed at the cell that it *predicts*: the start token at cell 0, code i at cell i + 1. That is the place that a
-    reference's cell has too, so the query that predicts a cell finds its counterpart at distance zero. The settings
-    can also give the layout of LlamaGen and of MENTOR's own code.
+    The prefix sees itself in both directions and nothing of the picture; tokens of the picture see the prefix. Each
+    token is placed at the cell that it *predicts*. That is the place that a reference's cell has too, so the query that
+    predicts a cell finds its counterpart at distance zero.
+
+    Args:
+        config: the parts.
+        material: what the conditioner is made of beside its settings.
+        spec: of the codes.
+        make_embedding: makes, for this width, what turns codes or latents into input tokens.
 
     Attributes:
-        material: what the conditioner was made of beside its settings.
-        ahead: how many cells ahead of its own a token is placed: 1, or 0 where tokens stand at their own.
+        ahead: how many cells ahead of its own a token is placed: 1 where it predicts the next one.
         adaptation: what adapters do while a prompt is read; None without any.
     """
 
+    ahead: int = 0
+
     def __init__(
-        self, config: GeneratorConfig, material: Material, spec: CodeSpec, codebook: Float[Tensor, "v c"]
+        self,
+        config: GeneratorConfig,
+        material: Material,
+        spec: CodeSpec,
+        make_embedding: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
         width = config.backbone.width
@@ -61,14 +73,12 @@ class Generator(nn.Module):
         self.spec = spec
         self.material = material
         self.conditioner = build_conditioner(config.conditioner, material, spec, width)
-        self.embedding = CodeEmbedding(config.head, codebook, width)
-        self.ahead = int(config.placement == "next")
+        self.embedding = make_embedding(width)
         self.rows = self.columns = None
         if config.grid_embeddings:
             self.rows = nn.Parameter(torch.randn(spec.grid[0], width) * config.grid_std)
             self.columns = nn.Parameter(torch.randn(spec.grid[1], width) * config.grid_std)
         self.backbone = Backbone(config.backbone)
-        self.head = ARHead(config.head, codebook, width)
         self.adaptation: Adaptation | None = None
 
     @property
@@ -76,17 +86,15 @@ class Generator(nn.Module):
         """Beginnings of the names of tensors that are kept with the material."""
         return tuple(f"conditioner.{name}" for name in self.conditioner.apart)
 
-    def forward(self, condition: Condition, ids: Int[Tensor, "b gy gx"]) -> Float[Tensor, "b t v"]:
-        """Logits of every image token given the prompt and the true tokens before it (teacher forcing)."""
-        prefix = self.conditioner(condition)
-        tokens = rearrange(ids, "b gy gx -> b (gy gx)")[:, :-1]
-        cells = self.input_cells(tokens)
-        x = torch.cat((self.place(prefix.embeddings, prefix.cells), self.place(self.embedding(tokens), cells)), dim=1)
-        rotary = self.turns(torch.cat((prefix.cells, cells), dim=1), prefix.embeddings.shape[1])
-        mask = prefix_lm_mask(prefix.mask, tokens.shape[1], self.config.causal_prefix)
-        with self.reading(prefix, tokens.shape[1]) as edit:
-            hidden = self.backbone(x, rotary, mask, tail=self.spec.tokens, edit=edit)
-        return self.head(hidden)
+    @property
+    def draws(self) -> Literal["codes", "continuous", "quantised"]:
+        """What the head predicts of a picture."""
+        head = self.config.head
+        return "codes" if isinstance(head, ARHeadConfig) else head.latents
+
+    @abstractmethod
+    def read_out(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n _"]:
+        """What drawing needs of hidden states: logits of codes, or the states themselves."""
 
     def reading(self, prefix: Prefix, tokens: int) -> AbstractContextManager[Edit | None]:
         """Within, adapters see the prefix and so many image tokens behind it pass through the backbone."""
@@ -96,10 +104,6 @@ class Generator(nn.Module):
         """(row, column) of the cells `first` to `last` (not included)."""
         cells = torch.arange(first, last, device=device)
         return torch.stack((cells // self.spec.grid[1], cells % self.spec.grid[1]), dim=-1).unsqueeze(0)
-
-    def input_cells(self, ids: Int[Tensor, "b t"]) -> Int[Tensor, "b t 2"]:
-        """(row, column) of the cells where the first image tokens are placed."""
-        return self.token_cells(self.ahead, self.ahead + ids.shape[1], ids.device).expand(len(ids), -1, -1)
 
     def place(self, tokens: Float[Tensor, "b n d"], cells: Int[Tensor, "b n 2"]) -> Float[Tensor, "b n d"]:
         """The tokens with the embedding of their cell's row and column added, where they have one."""
@@ -127,21 +131,26 @@ class Generator(nn.Module):
         return rotary
 
 
-def prefix_lm_mask(prefix_mask: Bool[Tensor, "b p"], tokens: int, causal: bool = False) -> Bool[Tensor, "b 1 n n"]:
-    """True where a token may look: at the whole prefix from everywhere, at image tokens only backwards.
+def prefix_lm_mask(
+    prefix: Bool[Tensor, "b p"], tokens: int, causal: bool = False, both_ways: bool = False
+) -> Bool[Tensor, "b 1 n n"]:
+    """True where a token may look: the prefix at itself, image tokens at the whole prefix and at image tokens before.
 
     Padding columns are off for all; padding rows look at the prefix like the others, so that no row is empty.
 
     Args:
-        prefix_mask: True on the prefix's tokens, False on padding.
+        prefix: True on the prefix's tokens, False on padding.
         tokens: image tokens behind it.
         causal: let the prefix look only backwards too; padding then looks at itself.
+        both_ways: let image tokens look at all image tokens.
     """
-    rows, length = prefix_mask.shape
+    rows, length = prefix.shape
     total = length + tokens
-    allowed = torch.ones(total, total, dtype=torch.bool, device=prefix_mask.device).tril()
+    allowed = torch.ones(total, total, dtype=torch.bool, device=prefix.device).tril()
     if not causal:
         allowed[:, :length] = True
-    keys = torch.cat((prefix_mask, prefix_mask.new_ones(rows, tokens)), dim=1)
+    if both_ways:
+        allowed[length:, length:] = True
+    keys = torch.cat((prefix, prefix.new_ones(rows, tokens)), dim=1)
     mask = allowed & rearrange(keys, "b m -> b 1 1 m")
     return mask | torch.eye(total, dtype=torch.bool, device=mask.device) if causal else mask

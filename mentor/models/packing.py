@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mentor.models.autoregressive import CodeGenerator
 from mentor.models.generator import Generator
 from mentor.nn.packed import Precision, has_fast_bf16, pack_product
 
@@ -39,6 +40,7 @@ def pack(generator: Generator, precision: Precision) -> Generator:
                 setattr(module, name, pack_product(child.weight, precision))
             elif isinstance(child, nn.Dropout):
                 setattr(module, name, nn.Identity())
-    generator.embedding.fix()
-    generator.head.fix(lambda table: pack_product(table, precision))
+    if isinstance(generator, CodeGenerator):
+        generator.embedding.fix()
+        generator.head.fix(lambda table: pack_product(table, precision))
     return generator

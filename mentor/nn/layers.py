@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mentor.nn.attention import Cache, SelfAttention
+from mentor.nn.modulation import Modulation
 from mentor.nn.rope import Rotary
 
 
@@ -95,8 +96,27 @@ class Block(nn.Module):
         cache: Cache | None = None,
         layer: int = 0,
         tail: int | None = None,
+        modulation: Modulation | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """The tokens after this block, or only the last `tail` of them."""
+        """The tokens after this block, or only the last `tail` of them; `modulation` is for those that have noise."""
+        if modulation is not None:
+            return self._modulated(x, rotary, mask, cache, layer, tail, modulation)
         gathered = self.attention(self.attention_norm(x), rotary, mask, cache, layer, tail)
         x = (x if tail is None else x[:, -tail:]) + self.dropout(gathered)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def _modulated(
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: Rotary,
+        mask: Bool[Tensor, "b 1 n m"] | None,
+        cache: Cache | None,
+        layer: int,
+        tail: int | None,
+        modulation: Modulation,
+    ) -> Float[Tensor, "b m d"]:
+        normal = modulation.enter(self.attention_norm(x), 0)
+        gathered = modulation.leave(self.attention(normal, rotary, mask, cache, layer, tail), 0)
+        x = (x if tail is None else x[:, -tail:]) + self.dropout(gathered)
+        normal = modulation.enter(self.feed_forward_norm(x), 1)
+        return x + self.dropout(modulation.leave(self.feed_forward(normal), 1))

@@ -181,6 +181,27 @@ class ImageTokenizer(nn.Module):
             raise UserError(f"ids from {lowest} to {highest}: codes run from 0 to {self.vocab_size - 1}")
         return self.decode(self.quantize.lookup(ids))
 
+    def continuous(self, features: Float[Tensor, "b d gy gx"]) -> Float[Tensor, "b c gy gx"]:
+        """Latents of `Codes.features` before they become codes, where codes can lie; without noise in eval mode."""
+        return self.quantize.relax(self.quant_conv(features.to(self.quant_conv.weight.dtype))).latents
+
+    def picture(
+        self, drawn: Int[Tensor, "b gy gx"] | Float[Tensor, "b c gy gx"], quantised: bool = False
+    ) -> Float[Tensor, "b 3 y x"]:
+        """Pictures in [-1, 1] of what a generator drew.
+
+        Args:
+            drawn: codes, or latents, which are brought to where codes can lie.
+            quantised: put latents onto the nearest codes.
+
+        Raises:
+            UserError: an id outside the codebook.
+        """
+        if not drawn.is_floating_point():
+            return self.decode_ids(drawn)
+        onto = self.quantize if quantised else self.quantize.relax
+        return self.decode(onto(drawn).latents)
+
     def forward(
         self, images: Float[Tensor, "b 3 y x"], quantize: bool = True, draws: Draws | None = None
     ) -> TokenizerOutput:

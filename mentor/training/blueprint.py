@@ -28,12 +28,12 @@ from mentor.config import validate
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.hub import fetch
-from mentor.models import Generator, GeneratorConfig, build_generator
+from mentor.models import AnyGenerator, GeneratorConfig, build_generator, matched
 from mentor.models.checkpoint import code_spec, read_config, require_generator
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, build_image_tokenizer
 from mentor.training.build import build_module
 from mentor.training.config import AlignmentTraining, ImageTokenizerTraining, TrainConfig, TuningTraining
-from mentor.training.fitting import check_codes, check_same, check_size
+from mentor.training.fitting import check_codes, check_head, check_same, check_size
 from mentor.training.freeze import freeze
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.optim import build_optimizer
@@ -62,9 +62,9 @@ class Blueprint:
     parts: dict[str, nn.Module | nn.Parameter]
 
     @property
-    def generator(self) -> Generator | None:
-        """What stages 1 and 2 train."""
-        return self.module if isinstance(self.module, Generator) else None
+    def generator(self) -> AnyGenerator | None:
+        """What all stages but that of the image tokenizer train."""
+        return self.module if isinstance(self.module, AnyGenerator) else None
 
 
 def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
@@ -88,7 +88,8 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
             material = blank_material(config.conditioner)
             if config.init_from is not None:
                 theirs = _read_generator(config.init_from)
-                check_same(config.init_from, theirs.model_dump(), config.generator.model_dump())
+                spec = _spec_of(config.init_from)
+                check_same(config.init_from, theirs.model_dump(), matched(config.generator, spec).model_dump())
                 material = blank_material(theirs.conditioner, Path(config.init_from))
             return _draw_generator(config, config.generator, material, tokenizer_config, fingerprint, datamodule)
         case TuningTraining():
@@ -100,7 +101,7 @@ def draw_blueprint(config: TrainConfig, datamodule: TrainingData) -> Blueprint:
             assert_never(config)
 
 
-def draw_generator(config: GeneratorConfig, material: Material, spec: CodeSpec) -> Generator:
+def draw_generator(config: GeneratorConfig, material: Material, spec: CodeSpec) -> AnyGenerator:
     """A generator on the meta device, that shares nothing with others of the same material."""
     if isinstance(material, PretrainedText | PretrainedPair):
         material = copy.deepcopy(material)
@@ -159,14 +160,14 @@ def _draw_generator(
     fingerprint: str,
     datamodule: TrainingData,
 ) -> Blueprint:
+    check_head(config.stage, generator_config.head, config.objective.label_smoothing)
     with torch.device("meta"):
         image_tokenizer = build_image_tokenizer(tokenizer_config).eval().requires_grad_(False)
     spec = code_spec(image_tokenizer, config.data.image_size)
     if config.init_from is not None:
-        rows, columns = read_config(Path(config.init_from))["codes"]["grid"]
-        check_size(config.data.image_size, spec, (rows, columns), image_tokenizer.factor)
+        check_size(config.data.image_size, spec, _spec_of(config.init_from).grid, image_tokenizer.factor)
     if datamodule.codes is not None:
-        check_codes(datamodule.codes, config.data.places, fingerprint, spec, generator_config.conditioner)
+        check_codes(datamodule.codes, config.data.places, fingerprint, spec, generator_config)
     generator = draw_generator(generator_config, material, spec)
     if isinstance(config, TuningTraining) and config.adapter is not None:
         with torch.device("meta"):
@@ -191,6 +192,12 @@ def _read_image_tokenizer(folder: str) -> tuple[ImageTokenizerConfig, str]:
     if facts["kind"] == "generator":
         facts = read_config(path / "image_tokenizer")
     return validate(ImageTokenizerConfig, facts["image_tokenizer"]), facts["fingerprint"]
+
+
+def _spec_of(folder: str) -> CodeSpec:
+    """What the generator of a release was made for."""
+    codes = read_config(Path(folder))["codes"]
+    return CodeSpec(**(codes | {"grid": tuple(codes["grid"])}))
 
 
 def _read_generator(folder: str) -> GeneratorConfig:

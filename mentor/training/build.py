@@ -8,7 +8,7 @@ from mentor.conditioning import learn_material
 from mentor.data.streammodule import TrainingData
 from mentor.errors import UserError
 from mentor.hub import fetch, is_hub_name
-from mentor.models import Generator, build_generator
+from mentor.models import AnyGenerator, build_generator, matched
 from mentor.models.checkpoint import (
     Release,
     code_spec,
@@ -24,7 +24,7 @@ from mentor.training.config import (
     TrainConfig,
     TuningTraining,
 )
-from mentor.training.fitting import check_codes, check_references, check_same, check_size
+from mentor.training.fitting import check_codes, check_head, check_references, check_same, check_size
 from mentor.training.freeze import freeze
 from mentor.training.generator_module import GeneratorModule
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
@@ -53,7 +53,7 @@ def build_module(config: TrainConfig, datamodule: TrainingData) -> TrainingModul
             generator, image_tokenizer, release = _aligned(config, datamodule)
             return _generator_module(config, generator, image_tokenizer, datamodule, release)
         case TuningTraining():
-            release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
+            release = _load_release(config.init_from, "init_from", config.command)
             module = _generator_module(config, release.generator, release.image_tokenizer, datamodule, release)
             module.base = Base(config.init_from, release.fingerprint)
             return module
@@ -75,7 +75,9 @@ def _image_tokenizer_module(config: ImageTokenizerTraining) -> ImageTokenizerMod
     return ImageTokenizerModule(tokenizer.train(), config.loss, config.optimizer, settings.max_steps, config.seed)
 
 
-def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Generator, ImageTokenizer, Release | None]:
+def _aligned(
+    config: AlignmentTraining, datamodule: TrainingData
+) -> tuple[AnyGenerator, ImageTokenizer, Release | None]:
     """The generator that stage 1 begins with, its image tokenizer, and the release it is from, if it is from one."""
     command = f"stage=tokenizer experiment={config.name}"
     image_tokenizer = load_image_tokenizer(
@@ -85,8 +87,9 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
         material = learn_material(config.conditioner, lambda: datamodule.captions(CAPTIONS))
         spec = code_spec(image_tokenizer, config.data.image_size)
         return build_generator(config.generator, material, spec, image_tokenizer.codebook), image_tokenizer, None
-    release = _load_release(config.init_from, "init_from", f"stage=1 experiment={config.name}")
-    check_same(config.init_from, release.generator.config.model_dump(), config.generator.model_dump())
+    release = _load_release(config.init_from, "init_from", config.command)
+    ours = matched(config.generator, release.generator.spec)
+    check_same(config.init_from, release.generator.config.model_dump(), ours.model_dump())
     theirs, ours = weights_fingerprint(release.image_tokenizer), weights_fingerprint(image_tokenizer)
     if theirs != ours:
         raise UserError(
@@ -98,16 +101,17 @@ def _aligned(config: AlignmentTraining, datamodule: TrainingData) -> tuple[Gener
 
 def _generator_module(
     config: GeneratorTraining,
-    generator: Generator,
+    generator: AnyGenerator,
     image_tokenizer: ImageTokenizer,
     datamodule: TrainingData,
     earlier: Release | None,
 ) -> GeneratorModule:
+    check_head(config.stage, generator.config.head, config.objective.label_smoothing)
     spec = code_spec(image_tokenizer, config.data.image_size)
     check_size(config.data.image_size, spec, generator.spec.grid, image_tokenizer.factor)
     if datamodule.codes is not None:
         ours = weights_fingerprint(image_tokenizer)
-        check_codes(datamodule.codes, config.data.places, ours, spec, generator.config.conditioner)
+        check_codes(datamodule.codes, config.data.places, ours, spec, generator.config)
     check_references(generator.conditioner, datamodule.config.tasks, datamodule.codes is not None)
     if isinstance(config, TuningTraining) and config.adapter is not None:
         begin_adapter(generator, config.adapter)

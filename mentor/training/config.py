@@ -181,14 +181,14 @@ class ImageTokenizerTraining(TrainBase):
 
 
 class AlignmentTraining(TrainBase, GeneratorConfig):
-    """Stage 1.
+    """Stage 1, or stage `diffusion` for a diffusion transformer: the same task for either.
 
     Attributes:
         image_tokenizer_from: release folder of the image tokenizer.
         init_from: release folder of a generator with the same parts, to start from; null starts with fresh weights.
     """
 
-    stage: Literal["1"]
+    stage: Literal["1", "diffusion"]
     image_tokenizer_from: str
     init_from: str | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -198,18 +198,29 @@ class AlignmentTraining(TrainBase, GeneratorConfig):
         """The generator's own part of these settings."""
         return GeneratorConfig(**{name: getattr(self, name) for name in GeneratorConfig.model_fields})
 
+    @property
+    def command(self) -> str:
+        """What trains the release that `init_from` names."""
+        return f"stage={self.stage} experiment={self.name}"
+
 
 class TuningTraining(TrainBase):
-    """Stage 2. The model, its image tokenizer and its text tokenizer are those of the release folder `init_from`.
+    """Stage 2, or `diffusion_2`. The model, its image tokenizer and its text tokenizer are those of `init_from`.
 
     Attributes:
+        init_from: release folder.
         adapter: what is trained in the model's place, which stays as it is; null trains the model.
     """
 
-    stage: Literal["2"]
+    stage: Literal["2", "diffusion_2"]
     init_from: str
     adapter: AdapterConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    @property
+    def command(self) -> str:
+        """What trains the release that `init_from` names."""
+        return f"stage={'1' if self.stage == '2' else 'diffusion'} experiment={self.name}"
 
 
 GeneratorTraining = AlignmentTraining | TuningTraining

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from mentor.conditioning import Condition, Conditioner
 from mentor.errors import UserError
-from mentor.models import Generator
+from mentor.models import AnyGenerator
 from mentor.tokenizers import build_image_tokenizer
 from mentor.training.blueprint import Blueprint, draw_generator
 from mentor.training.config import GeneratorTraining, ImageTokenizerTraining, TrainConfig
 from mentor.training.fitting import check_references, shows_references
 from mentor.training.freeze import freeze
-from mentor.training.generator_module import token_entropy
 from mentor.training.image_tokenizer_module import ImageTokenizerModule
 from mentor.training.memory import size_of
+from mentor.training.objectives import Target, score
 from mentor.training.tracing import Traced, autocast, trace
 from mentor.types import Codes, ImageSegment, Prompt, TextSegment
 
@@ -132,7 +132,7 @@ def _extended(traced: list[Traced], layers: int) -> Traced:
 
 def _trace_generator(
     config: GeneratorTraining,
-    whole: Generator,
+    whole: AnyGenerator,
     layers: int,
     load: Load,
     accelerator: bool,
@@ -149,25 +149,27 @@ def _trace_generator(
     rows = load.rows if training else load.validation_rows
 
     def work() -> Tensor | None:
-        condition = _longest_condition(whole, rows, load)
-        ids = torch.zeros(rows, *whole.spec.grid, dtype=torch.long)
+        condition, spec = _longest_condition(whole, rows, load), whole.spec
+        latents = None if whole.draws == "codes" else torch.zeros(rows, spec.code_width, *spec.grid)
+        target = Target(
+            torch.zeros(rows, *spec.grid, dtype=torch.long), latents, torch.zeros(rows, *spec.grid), [0] * rows
+        )
+        smoothing = config.objective.label_smoothing if training else 0.0
         with torch.set_grad_enabled(training):
             with autocast(config.trainer.precision, accelerator):
-                logits = generator(condition, ids).float()
-                losses = token_entropy(logits, ids, config.objective.label_smoothing if training else 0.0)
-                logits.argmax(dim=-1)
+                losses = score(generator, condition, target, config.objective.focus_weight, smoothing)["loss"]
             return losses.mean() if training else None
 
     return trace([generator], work)
 
 
-def _gathered_parts(generator: Generator) -> list[nn.Module]:
+def _gathered_parts(generator: AnyGenerator) -> list[nn.Module]:
     """What sharded training gathers for as long as it computes; it gathers all the rest for a whole step."""
     parts = [part for block in generator.backbone.blocks for part in block.named_children()]
     return [part for name, part in parts if name in ("attention", "feed_forward")]
 
 
-def _gathered(generator: Generator, precision: str) -> int:
+def _gathered(generator: AnyGenerator, precision: str) -> int:
     """Weights and gradients of the rest, and the weights of two blocks, the next one's being fetched ahead."""
     in_blocks = size_of(weight for part in _gathered_parts(generator) for weight in part.parameters())
     rest = size_of(generator.parameters()) - in_blocks
@@ -175,7 +177,7 @@ def _gathered(generator: Generator, precision: str) -> int:
     return 2 * rest + (of_two if precision == "32-true" else of_two // 2)
 
 
-def _longest_condition(generator: Generator, rows: int, load: Load) -> Condition:
+def _longest_condition(generator: AnyGenerator, rows: int, load: Load) -> Condition:
     spec, count = generator.spec, rows * load.references
     prompt = _longest_prompt(generator.conditioner, load)
     if not count or not generator.conditioner.reads_codes:

@@ -8,6 +8,8 @@ from mentor.conditioning import Conditioner, ConditionerConfig, NativeConfig
 from mentor.data.codes import codes_command
 from mentor.data.packs import CodeLayout
 from mentor.errors import UserError
+from mentor.models import ARHeadConfig, DiTConfig, GeneratorConfig
+from mentor.models.heads import HeadConfig
 from mentor.training.folder import differences
 from mentor.types import CodeSpec, ImageSegment
 
@@ -32,6 +34,27 @@ def check_same(folder: str, theirs: Mapping[str, object], ours: Mapping[str, obj
         raise UserError(f"init_from {folder} is another model ({named}): make the settings agree")
 
 
+def check_head(stage: str, head: HeadConfig, label_smoothing: float) -> None:
+    """Nothing, where the stage trains generators of this head, and the loss has what is asked of it.
+
+    Raises:
+        UserError: another stage does, or it has not.
+    """
+    diffusion = stage.startswith("diffusion")
+    if isinstance(head, DiTConfig) != diffusion:
+        # As the names of the stages begin.
+        right = {"1": "diffusion", "2": "diffusion_2", "diffusion": "1", "diffusion_2": "2"}[stage]
+        what = (
+            "a diffusion transformer" if isinstance(head, DiTConfig) else f"an autoregressive model ({head.kind} head)"
+        )
+        raise UserError(f"stage={stage} does not train {what}: say stage={right}, or choose another model")
+    if label_smoothing and not isinstance(head, ARHeadConfig):
+        raise UserError(
+            f"objective.label_smoothing={label_smoothing:g} spreads the probability of a code, and this model draws "
+            "none: leave it out"
+        )
+
+
 def check_size(image_size: int, spec: CodeSpec, grid: tuple[int, int], factor: int) -> None:
     """Nothing, where pictures of this size have the grid of codes that the generator was made for.
 
@@ -52,9 +75,7 @@ def check_size(image_size: int, spec: CodeSpec, grid: tuple[int, int], factor: i
         )
 
 
-def check_codes(
-    codes: CodeLayout, places: str, fingerprint: str, spec: CodeSpec, conditioner: ConditionerConfig
-) -> None:
+def check_codes(codes: CodeLayout, places: str, fingerprint: str, spec: CodeSpec, generator: GeneratorConfig) -> None:
     """Nothing, where the generator may learn from these codes.
 
     Args:
@@ -62,11 +83,17 @@ def check_codes(
         places: where they are.
         fingerprint: of the run's image tokenizer.
         spec: of the codes that it makes.
-        conditioner: what reads the references.
+        generator: what is to learn.
 
     Raises:
-        UserError: they are another image tokenizer's, or lack what the conditioner reads.
+        UserError: they are another image tokenizer's, or lack what the generator reads or draws.
     """
+    conditioner, head = generator.conditioner, generator.head
+    if not isinstance(head, ARHeadConfig) and head.latents == "continuous":
+        raise UserError(
+            f"the codes in {places} tell nothing of latents before they became codes, which head.latents=continuous "
+            "draws: say head.latents=quantised, or data.root=DIR with the pictures"
+        )
     command = codes_command()
     if codes.tokenizer != fingerprint:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Training of the generator, stages 1 and 2: pixels to codes (if they are not yet), codes to logits, to the loss."""
+"""Training of a generator of any kind: pixels to codes or latents (if they are not yet), and these to the loss."""
 
 import random
 from collections.abc import Sequence
@@ -6,21 +6,20 @@ from typing import Any
 
 import lightning
 import torch
-from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional
 
 from mentor.adapters import Base
 from mentor.conditioning import Condition, drop_condition, encode_condition
 from mentor.errors import UserError
-from mentor.models import Generator
+from mentor.models import AnyGenerator
 from mentor.models.checkpoint import weights_fingerprint
 from mentor.sampling import SamplingConfig, sample
 from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import ObjectiveConfig
 from mentor.training.meters import TaskMeans
+from mentor.training.objectives import Target, example_seeds, quantities, score
 from mentor.training.optim import OptimizerConfig, configure_optimizers
 from mentor.types import Batch, BatchCodes, Codes, ImageSegment, Prompt, prompt_images, prompt_text
 
@@ -45,7 +44,7 @@ class GeneratorModule(lightning.LightningModule):
         optimizer: settings of the optimizer.
         updates: optimizer updates that the training takes in all.
         tasks: every task that a batch may have.
-        seed: of the dropping of conditions.
+        seed: of the dropping of conditions, and of noise.
         null_before: whether what the generator starts from has met the null condition in its own training.
 
     Attributes:
@@ -54,7 +53,7 @@ class GeneratorModule(lightning.LightningModule):
 
     def __init__(
         self,
-        generator: Generator,
+        generator: AnyGenerator,
         image_tokenizer: ImageTokenizer,
         objective: ObjectiveConfig,
         optimizer: OptimizerConfig,
@@ -74,8 +73,8 @@ class GeneratorModule(lightning.LightningModule):
         self._updates = updates
         self._seed = seed
         self._fingerprint = weights_fingerprint(image_tokenizer)
-        self._train_means = TaskMeans(tasks, ("loss", "accuracy"))
-        self._validation_means = TaskMeans(tasks, ("loss", "accuracy"))
+        self._train_means = TaskMeans(tasks, quantities(generator))
+        self._validation_means = TaskMeans(tasks, quantities(generator))
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
@@ -92,9 +91,10 @@ class GeneratorModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The batch's mean loss (Lightning's hook)."""
-        losses, accuracy = self.example_losses(self.drop(batch, self.trainer.global_step), batch)
-        self._train_means.add(batch.tasks, batch.valid, {"loss": losses, "accuracy": accuracy})
-        return losses.mean()
+        step = self.trainer.global_step
+        scores = self.example_scores(self.drop(batch, step), batch, step)
+        self._train_means.add(batch.tasks, batch.valid, scores)
+        return scores["loss"].mean()
 
     def write_row(self, outputs: Any) -> None:
         """Write a row of the logs: means since the last one, over all processes."""
@@ -106,8 +106,7 @@ class GeneratorModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the losses of the batch's valid examples; nothing is dropped from their prompts (Lightning's hook)."""
-        losses, accuracy = self.example_losses(batch.prompts, batch)
-        self._validation_means.add(batch.tasks, batch.valid, {"loss": losses, "accuracy": accuracy})
+        self._validation_means.add(batch.tasks, batch.valid, self.example_scores(batch.prompts, batch, "validation"))
 
     def on_validation_epoch_end(self) -> None:
         """Write the validation's means (Lightning's hook)."""
@@ -125,46 +124,64 @@ class GeneratorModule(lightning.LightningModule):
             kept.extend(drop_condition([prompt], rng, shares.everything, shares.text, shares.images))
         return kept
 
-    def example_losses(self, prompts: Sequence[Prompt], batch: Batch) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-        """Each example's weighted cross entropy (nats a token) and share of tokens whose likeliest code is right."""
-        if batch.codes is None:
-            ids, condition = self.encode_batch(prompts, batch.targets)
-        else:
-            ids, condition = self.look_up(prompts, batch, batch.codes)
-        logits = self.generator(condition, ids).float()
-        smoothing = self.objective.label_smoothing if self.training else 0.0
-        entropy = token_entropy(logits, ids, smoothing)
-        weights = cell_weights(batch.focus, (ids.shape[1], ids.shape[2]), self.objective.focus_weight)
-        right = (logits.argmax(dim=-1) == rearrange(ids, "b gy gx -> b (gy gx)")).float()
-        return (entropy * weights).mean(dim=1), right.mean(dim=1)
+    def example_scores(
+        self, prompts: Sequence[Prompt], batch: Batch, moment: int | str
+    ) -> dict[str, Float[Tensor, "b"]]:
+        """What is counted of each example, its loss among it; see `score`.
 
-    def encode_batch(
-        self, prompts: Sequence[Prompt], targets: Float[Tensor, "b c y x"]
-    ) -> tuple[Int[Tensor, "b gy gx"], Condition]:
-        """The targets' ids, and the prompts with their references' codes, from one pass of the image tokenizer.
+        Args:
+            prompts: what is left of the batch's prompts.
+            batch: see there.
+            moment: the update's number, or another name of the occasion; noise depends on it.
+        """
+        if batch.codes is None:
+            codes, condition = self.encode_batch(prompts, batch.targets)
+        else:
+            codes, condition = self.look_up(prompts, batch, batch.codes)
+        target = Target(codes.ids, self.latents(codes), batch.focus, example_seeds(self._seed, moment, batch.keys))
+        smoothing = self.objective.label_smoothing if self.training else 0.0
+        return score(self.generator, condition, target, self.objective.focus_weight, smoothing)
+
+    @torch.no_grad()
+    def latents(self, codes: Codes) -> Float[Tensor, "b c gy gx"] | None:
+        """What a generator that draws latents is to draw; None for one that draws codes."""
+        match self.generator.draws:
+            case "codes":
+                return None
+            case "quantised":
+                return codes.latents
+            case "continuous":
+                with torch.autocast(self.device.type, enabled=False):
+                    return self.image_tokenizer.continuous(codes.features)
+
+    def encode_batch(self, prompts: Sequence[Prompt], targets: Float[Tensor, "b c y x"]) -> tuple[Codes, Condition]:
+        """The targets' codes, and the prompts with their references' codes, from one pass of the image tokenizer.
 
         A reference that is its own prompt's target, as in reconstruction, is encoded once.
         """
         rows = [row for row, prompt in enumerate(prompts) for _ in prompt_images(prompt)]
         if not rows or not self.generator.conditioner.reads_codes:
-            return self.encode(targets).ids, Condition(prompts, None)
+            return self.encode(targets), Condition(prompts, None)
         references = torch.stack([image for prompt in prompts for image in prompt_images(prompt)])
         repeated = (references == targets[rows]).flatten(start_dim=1).all(dim=1)
         codes = self.encode(torch.cat((targets, references[~repeated])))
         own = len(targets) + (~repeated).cumsum(dim=0) - 1
         places = torch.where(repeated, torch.tensor(rows, device=own.device), own)
         condition = Condition(prompts, Codes(codes.ids[places], codes.latents[places], codes.features[places]))
-        return codes.ids[: len(targets)], condition
+        return codes.select(range(len(targets))), condition
 
     @torch.no_grad()
-    def look_up(
-        self, prompts: Sequence[Prompt], batch: Batch, codes: BatchCodes
-    ) -> tuple[Int[Tensor, "b gy gx"], Condition]:
-        """What `encode_batch` gives, of a batch that has codes in place of pictures: no picture is encoded."""
+    def look_up(self, prompts: Sequence[Prompt], batch: Batch, codes: BatchCodes) -> tuple[Codes, Condition]:
+        """What `encode_batch` gives, of a batch that has codes in place of pictures: no picture is encoded.
+
+        The targets have no features, so they have no continuous latents either.
+        """
         ids = codes.target_ids.to(self.device)
+        vectors = self.image_tokenizer.quantize.lookup(ids)
+        targets = Codes(ids, vectors, vectors.new_empty(len(ids), 0, *ids.shape[1:]))
         rows = shown_references(batch.prompts, prompts)
         if not rows:
-            return ids, Condition(prompts, None)
+            return targets, Condition(prompts, None)
         places = torch.tensor(rows, device=self.device)
         references = codes.reference_ids.to(self.device)[places]
         latents = self.image_tokenizer.quantize.lookup(references)
@@ -172,7 +189,7 @@ class GeneratorModule(lightning.LightningModule):
             features = latents.new_empty(len(rows), 0, *references.shape[1:])
         else:
             features = codes.reference_features.to(self.device)[places].float()
-        return ids, Condition(prompts, Codes(references, latents, features))
+        return targets, Condition(prompts, Codes(references, latents, features))
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c y x"]) -> Codes:
@@ -192,12 +209,12 @@ class GeneratorModule(lightning.LightningModule):
             targets, ceilings = batch.targets, self.image_tokenizer.decode_ids(self.encode(batch.targets).ids)
             shown = [prompt_images(prompt) for prompt in batch.prompts]
         else:
-            target_ids, condition = self.look_up(batch.prompts, batch, batch.codes)
-            targets = ceilings = self.image_tokenizer.decode_ids(target_ids)
+            codes, condition = self.look_up(batch.prompts, batch, batch.codes)
+            targets = ceilings = self.image_tokenizer.decode_ids(codes.ids)
             references = iter(() if condition.codes is None else self.image_tokenizer.decode_ids(condition.codes.ids))
             shown = [[next(references) for _ in prompt_images(prompt)] for prompt in batch.prompts]
-        ids = sample(self.generator, condition, range(len(batch.prompts)), SamplingConfig())
-        outputs = self.image_tokenizer.decode_ids(ids)
+        drawn = sample(self.generator, condition, range(len(batch.prompts)), SamplingConfig())
+        outputs = self.image_tokenizer.picture(drawn, self.generator.draws == "quantised")
         rows = []
         for row, prompt in enumerate(batch.prompts):
             reference = (shown[row] or [-torch.ones_like(targets[row])])[0]
@@ -248,29 +265,3 @@ def shown_references(whole: Sequence[Prompt], kept: Sequence[Prompt]) -> list[in
                     rows.append(number)
                 number += 1
     return rows
-
-
-def token_entropy(
-    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b gy gx"], label_smoothing: float = 0.0
-) -> Float[Tensor, "b t"]:
-    """Cross entropy of every token, computed in float32."""
-    flat = functional.cross_entropy(
-        rearrange(logits.float(), "b t v -> (b t) v"),
-        rearrange(ids, "b gy gx -> (b gy gx)"),
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return rearrange(flat, "(b t) -> b t", b=ids.shape[0])
-
-
-def cell_weights(focus: Float[Tensor, "b y x"], grid: tuple[int, int], focus_weight: float) -> Float[Tensor, "b t"]:
-    """Weight of each cell: 1 + focus_weight * (share of the cell that the object fills), with mean 1 in every example.
-
-    `focus` is that of pixels, or of the cells already.
-
-    The mean is taken in each example and not over the batch, so that the loss does not depend on how examples are
-    shared out to processes or to accumulated batches.
-    """
-    share = reduce(focus, "b (gy y) (gx x) -> b (gy gx)", "mean", gy=grid[0], gx=grid[1])
-    weights = 1 + focus_weight * share
-    return weights / weights.mean(dim=1, keepdim=True)

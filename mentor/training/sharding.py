@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from mentor.adapters import PromptAdaptation, begin_adapter
 from mentor.errors import UserError
-from mentor.models import Generator
+from mentor.models import AnyGenerator, build_generator
 from mentor.training.checkpoint_files import PARTIAL, STATE, Facts, begin, finish, read_state, write_state
 from mentor.training.checkpoints import cannot_write
 from mentor.training.config import ImageTokenizerTraining, TrainConfig
@@ -236,7 +236,7 @@ class Reach:
         return lambda _: self._reached.add(number)
 
 
-def shard(generator: Generator, mesh: DeviceMesh, low_precision: bool) -> None:
+def shard(generator: AnyGenerator, mesh: DeviceMesh, low_precision: bool) -> None:
     """Shard the generator's parameters over the processes of `mesh`, in place.
 
     Args:
@@ -282,7 +282,7 @@ def whole(module: nn.Module) -> Iterator[None]:
     if not isinstance(sharded, FSDPModule):
         yield
         return
-    assert isinstance(module, GeneratorModule) and isinstance(sharded, Generator)
+    assert isinstance(module, GeneratorModule) and isinstance(sharded, AnyGenerator)
     plain = gather_generator(sharded)
     if plain is not None:
         module.generator = plain.to(module.device)
@@ -302,7 +302,7 @@ def gather_weights(module: nn.Module) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], weights)  # torch's type allows for extra states, which no module here has
 
 
-def gather_generator(generator: Generator) -> Generator | None:
+def gather_generator(generator: AnyGenerator) -> AnyGenerator | None:
     """The generator as one that is not sharded, on the CPU, in the first process; None in all others.
 
     Every process has to call. A generator that is not sharded is given back as it is.
@@ -313,8 +313,8 @@ def gather_generator(generator: Generator) -> Generator | None:
     if distributed.get_rank():
         return None
     with torch.device("meta"):
-        codebook = torch.empty_like(generator.embedding.codebook, device="meta")
-        plain = Generator(generator.config, generator.material, generator.spec, codebook)
+        codebook = torch.empty(generator.spec.vocab_size, generator.spec.code_width, device="meta")
+        plain = build_generator(generator.config, generator.material, generator.spec, codebook)
         if isinstance(generator.adaptation, PromptAdaptation) and generator.adaptation.trained is not None:
             begin_adapter(plain, generator.adaptation.trained)
     plain.load_state_dict(weights, assign=True)

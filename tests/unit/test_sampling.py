@@ -198,7 +198,7 @@ def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None
         plain, traced = (_Batch(decoder, pictures, config, standard_processors(config)) for _ in range(2))
         compiled = torch.compile(traced.step, fullgraph=True, backend="eager")
         for batch, step in ((plain, plain.step), (traced, compiled)):
-            batch.choose([torch.stack([p[i].logits for p in prompts]) for i in range(2)], 0)
+            batch.choose([torch.stack([p[i].first for p in prompts]) for i in range(2)], 0)
             for position in range(1, 9):
                 at = torch.tensor([position])
                 with RefuseNumbers() if batch is plain else nullcontext():

@@ -45,7 +45,7 @@ def test_steps_equal_teacher_forcing(expected: tuple[torch.Tensor, torch.Tensor]
     prompts = decoder.prefill(make_condition(PROMPTS))
     cache = decoder.make_cache([prompts], 64, [0])
     with torch.inference_mode():
-        torch.testing.assert_close(torch.stack([p.logits for p in prompts]), logits[:, 0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.stack([p.first for p in prompts]), logits[:, 0], atol=1e-4, rtol=0)
         for at in range(63):
             step = decoder.step(ids[:, at : at + 1], at, cache, at + 1)
             torch.testing.assert_close(step[:, 0], logits[:, at + 1], atol=1e-4, rtol=0)
@@ -75,7 +75,7 @@ def test_a_prompt_of_several_rows_is_read_once_with_its_own_images() -> None:
     read = decoder.prefill(make_condition(PROMPTS))
     assert read[0] is read[3] and read[0] is not read[1]
     assert decoder.null(read[0]) is decoder.null(read[1])
-    torch.testing.assert_close(decoder.null(read[0]).logits, read[4].logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder.null(read[0]).first, read[4].first, atol=1e-5, rtol=0)
 
 
 def test_nulls_as_long_as_their_prompts_are_read_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from mentor.models import Generator
 from mentor.models.checkpoint import weights_fingerprint
 from mentor.tokenizers import ImageTokenizer
 from mentor.training.config import GuidanceConfig, ObjectiveConfig
-from mentor.training.generator_module import GeneratorModule, cell_weights, token_entropy
+from mentor.training.generator_module import GeneratorModule
+from mentor.training.objectives import cell_weights, token_entropy
 from mentor.training.optim import OptimizerConfig
 from mentor.types import Batch, ImageSegment, TextSegment, prompt_images
 
@@ -72,7 +73,8 @@ def test_entropy_is_that_of_the_definition() -> None:
 def test_the_loss_is_the_weighted_mean(generator: Generator, image_tokenizer: ImageTokenizer) -> None:
     module = make_module(generator, image_tokenizer, focus_weight=2.0)
     batch = make_batch(2)
-    losses, accuracy = module.example_losses(batch.prompts, batch)
+    scores = module.example_scores(batch.prompts, batch, 0)
+    losses, accuracy = scores["loss"], scores["accuracy"]
     ids = image_tokenizer.encode(batch.targets).ids
     logits = generator(encode_condition(batch.prompts, image_tokenizer.encode), ids)
     for row in range(2):
@@ -92,9 +94,9 @@ def test_references_get_their_codes_whether_or_not_they_repeat_the_target(
     first, second, third, _ = batch.prompts
     same = (ImageSegment(batch.targets[1].clone()), *second)
     prompts = [first, same, (TextSegment("none"),), (*third, ImageSegment(batch.targets[3].clone()))]
-    ids, condition = module.encode_batch(prompts, batch.targets)
+    target, condition = module.encode_batch(prompts, batch.targets)
     expected = encode_condition(prompts, image_tokenizer.encode)
-    assert torch.equal(ids, image_tokenizer.encode(batch.targets).ids)
+    assert torch.equal(target.ids, image_tokenizer.encode(batch.targets).ids)
     assert condition.codes is not None
     assert expected.codes is not None
     assert len(condition.codes.ids) == 5
@@ -109,7 +111,7 @@ def test_the_loss_reaches_the_generator_and_not_the_image_tokenizer(
 ) -> None:
     module = make_module(generator, image_tokenizer)
     batch = make_batch()
-    losses, _ = module.example_losses(batch.prompts, batch)
+    losses = module.example_scores(batch.prompts, batch, 0)["loss"]
     losses.mean().backward()
     assert all(parameter.grad is None for parameter in image_tokenizer.parameters())
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in generator.parameters())
@@ -140,7 +142,7 @@ def test_dropping_depends_on_seed_step_and_key_alone(generator: Generator, image
 def test_the_null_condition_is_trained(generator: Generator, image_tokenizer: ImageTokenizer) -> None:
     module = make_module(generator, image_tokenizer, guidance=GuidanceConfig(everything=1.0, text=0.0))
     batch = make_batch(2)
-    losses, _ = module.example_losses(module.drop(batch, 0), batch)
+    losses = module.example_scores(module.drop(batch, 0), batch, 0)["loss"]
     losses.mean().backward()
     gradient = generator.conditioner.special.grad
     assert gradient is not None
@@ -154,11 +156,11 @@ def test_label_smoothing_is_for_training_only(generator: Generator, image_tokeni
     for module in (smooth, plain):
         module.eval()
     torch.testing.assert_close(
-        smooth.example_losses(batch.prompts, batch)[0], plain.example_losses(batch.prompts, batch)[0]
+        smooth.example_scores(batch.prompts, batch, 0)["loss"], plain.example_scores(batch.prompts, batch, 0)["loss"]
     )
     smooth.train()
     assert not torch.allclose(
-        smooth.example_losses(batch.prompts, batch)[0], plain.example_losses(batch.prompts, batch)[0]
+        smooth.example_scores(batch.prompts, batch, 0)["loss"], plain.example_scores(batch.prompts, batch, 0)["loss"]
     )
 
 
@@ -167,7 +169,7 @@ def test_validation_works_in_eval_mode_and_skips_padding(generator: Generator, i
     batch = make_batch(4)
     valid = torch.tensor([True, True, False, False])
     with torch.no_grad():
-        losses, _ = module.example_losses(batch.prompts, batch)
+        losses = module.example_scores(batch.prompts, batch, 0)["loss"]
         module.validation_step(replace(batch, valid=valid), 0)
     means = module._validation_means.take()
     assert means["loss/segment"] == pytest.approx(float(losses[:2].mean()), rel=1e-5)
@@ -202,9 +204,9 @@ def test_references_that_are_read_as_pixels_are_not_encoded(image_tokenizer: Ima
     encoded: list[int] = []
     whole = image_tokenizer.encode
     module.encode = lambda images: encoded.append(len(images)) or whole(images)
-    ids, condition = module.encode_batch(batch.prompts, batch.targets)
-    assert encoded == [2] and condition.codes is None and torch.equal(ids, whole(batch.targets).ids)
-    losses, _ = module.example_losses(batch.prompts, batch)
+    target, condition = module.encode_batch(batch.prompts, batch.targets)
+    assert encoded == [2] and condition.codes is None and torch.equal(target.ids, whole(batch.targets).ids)
+    losses = module.example_scores(batch.prompts, batch, 0)["loss"]
     losses.mean().backward()
     conditioner = module.generator.conditioner
     for name, parameter in conditioner.named_parameters():

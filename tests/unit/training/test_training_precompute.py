@@ -98,14 +98,14 @@ def test_losses_from_codes_are_those_from_pictures(codes: Path, shapes: Path, mo
         tasks.add(batch.tasks[0])
         pictures = with_pictures(batch, shapes)
         assert [prompt_text(prompt) for prompt in batch.prompts] == [prompt_text(prompt) for prompt in pictures.prompts]
-        ids, condition = made.encode_batch(pictures.prompts, pictures.targets)
-        assert torch.equal(batch.codes.target_ids, ids)
+        target, condition = made.encode_batch(pictures.prompts, pictures.targets)
+        assert torch.equal(batch.codes.target_ids, target.ids)
         if condition.codes is not None:
             assert torch.equal(batch.codes.reference_ids, condition.codes.ids)
         for prompts in (lambda one: one.prompts, lambda one: made.drop(one, 3)):
-            theirs, ours = (made.example_losses(prompts(one), one) for one in (pictures, batch))
-            torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
-            assert torch.equal(ours[1], theirs[1])
+            theirs, ours = (made.example_scores(prompts(one), one, 0) for one in (pictures, batch))
+            torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-6, atol=1e-6)
+            assert torch.equal(ours["accuracy"], theirs["accuracy"])
     assert tasks == set(TASKS)
 
 
@@ -118,7 +118,7 @@ def test_stored_features_are_the_encoders_to_sixteen_bits(codes: Path, shapes: P
             features = batch.codes.reference_features
             assert features.dtype == torch.float16
             torch.testing.assert_close(features.float(), condition.codes.features, rtol=1e-3, atol=1e-3)
-        theirs, ours = (made.example_losses(one.prompts, one)[0] for one in (pictures, batch))
+        theirs, ours = (made.example_scores(one.prompts, one, 0)["loss"] for one in (pictures, batch))
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -131,7 +131,7 @@ def test_validation_on_codes_is_validation_on_pictures(codes: Path, shapes: Path
     ):
         assert (list(ours.keys), list(ours.tasks)) == (list(theirs.keys), list(theirs.tasks))
         assert torch.equal(ours.valid, theirs.valid)
-        losses = (made.example_losses(one.prompts, one)[0] for one in (ours, theirs))
+        losses = (made.example_scores(one.prompts, one, 0)["loss"] for one in (ours, theirs))
         torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
         seen += 1
     assert seen == 10

@@ -1,4 +1,4 @@
-"""What turns codes into input tokens and hidden states into predictions of codes."""
+"""The AR head: what turns codes into input tokens, and hidden states into predictions of codes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
