@@ -12,8 +12,9 @@ from mentor.conditioning import (
     PretrainedVision,
     TextTokenizer,
 )
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
+from mentor.models import AnyGenerator, ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator, save_image_tokenizer
+from mentor.models.heads import HeadConfig
 from mentor.tokenizers import ImageTokenizer, ImageTokenizerConfig, VQConfig, build_image_tokenizer
 
 CAPTIONS = ("a large red circle at the left on stripes", "a blue square at the left")
@@ -38,14 +39,18 @@ def tiny_image_tokenizer(stem: int = 4, codes: int = 32, width: int = 8) -> Imag
 
 
 def tiny_generator(
-    image_tokenizer: ImageTokenizer, image_size: int = 64, layers: int = 1, max_prefix: int = 256
-) -> Generator:
-    """A generator for the tokenizer's codes, the same at every call."""
+    image_tokenizer: ImageTokenizer,
+    image_size: int = 64,
+    layers: int = 1,
+    max_prefix: int = 256,
+    head: HeadConfig | None = None,
+) -> AnyGenerator:
+    """A generator for the tokenizer's codes or latents, the same at every call."""
     torch.manual_seed(1)
     config = GeneratorConfig(
         conditioner=NativeConfig(max_prefix=max_prefix),
         backbone=BackboneConfig(layers=layers, width=32, heads=2, rope_base=100),
-        head=ARHeadConfig(),
+        head=head or ARHeadConfig(),
     )
     text_tokenizer = TextTokenizer.train(CAPTIONS, 300)
     return build_generator(config, text_tokenizer, code_spec(image_tokenizer, image_size), image_tokenizer.codebook)
@@ -115,3 +120,13 @@ def save_tiny_releases(folder: Path, codes: int = 32) -> Path:
     card = Card("test", training={"steps": 3})
     save_generator(folder / "model", tiny_generator(image_tokenizer), image_tokenizer, 64, card)
     return folder
+
+
+def waken(generator: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+    """The module with random numbers wherever it begins with zeros, so that everything in it has an effect."""
+    source = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=source) * std)
+    return generator

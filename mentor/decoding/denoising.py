@@ -37,7 +37,7 @@ def denoise_pictures(
 
     def predict(noisy: Tensor, time: Tensor) -> Tensor:
         way = 1 - float(time[0]) / process.span
-        used = len(parts) if first <= way <= last else 1
+        used = len(parts) if first <= way < last else 1
         predicted = generator.denoise(noisy.repeat(used, 1, 1), time.repeat(used), cache.first(used * rows))
         return combine(predicted.float().chunk(used), config.guidance, config.guidance_images)
 

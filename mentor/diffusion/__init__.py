@@ -12,7 +12,7 @@ from mentor.diffusion.processes import (
     ProcessConfig,
     build_process,
 )
-from mentor.diffusion.samplers import ANCESTRAL, SAMPLERS, check_sampler, denoise
+from mentor.diffusion.samplers import ANCESTRAL, SAMPLERS, calls, check_sampler, denoise
 
 __all__ = [
     "ANCESTRAL",
@@ -23,6 +23,7 @@ __all__ = [
     "Process",
     "ProcessConfig",
     "build_process",
+    "calls",
     "check_sampler",
     "denoise",
 ]

@@ -40,12 +40,19 @@ def check_sampler(config: ProcessConfig, sampler: str, steps: int, temperature: 
             f"sampler {sampler} does not fit {config.called}: choose {', '.join(config.samplers[:-1])} "
             f"or {config.samplers[-1]}"
         )
-    most = config.steps if isinstance(config, DDPMConfig) else _FLOW_STEPS
-    if not 1 <= steps <= most:
-        raise UserError(f"steps {steps}: denoising takes 1 to {most} of them (10 to 50 are usual)")
+    least, most = _bounds(config, sampler)
+    if not least <= steps <= most:
+        raise UserError(
+            f"steps {steps}: denoising takes {least} to {most} of them with sampler {sampler} (10 to 50 are usual)"
+        )
     if temperature != 1 and sampler != ANCESTRAL:
         choose = f"take sampler {ANCESTRAL}, or temperature 1" if ANCESTRAL in config.samplers else "take temperature 1"
         raise UserError(f"temperature {temperature:g} scales noise that sampler {sampler} does not add: {choose}")
+
+
+def calls(sampler: str, steps: int) -> int:
+    """How often `denoise` asks the network: heun corrects every step but its last with a second call."""
+    return 2 * steps - 1 if sampler == "heun" else steps
 
 
 @torch.no_grad()
@@ -85,15 +92,37 @@ def denoise(
         noisy = (
             scheduler.scale_model_input(sample, times[number]) if hasattr(scheduler, "scale_model_input") else sample
         )
-        predicted = predict(noisy, torch.full((len(sample),), time, device=sample.device))
+        predicted = predict(noisy, torch.full((len(sample),), float(time), device=sample.device))
         extra: dict[str, Any] = {}
         if sampler == ANCESTRAL:
             assert fresh is not None, "this sampler adds noise"
-            extra = {"eta": 1.0, "variance_noise": temperature * fresh()}
+            extra = {"eta": _eta(config), "variance_noise": temperature * fresh()}
         sample = scheduler.step(predicted, times[number], sample, return_dict=False, **extra)[0]
         if on_step is not None:
             on_step(number + 1, len(times))
     return sample
+
+
+def _bounds(config: ProcessConfig, sampler: str) -> tuple[int, int]:
+    """The least and the most steps that a scheduler can take."""
+    match config:
+        case FlowConfig():
+            return 1, _FLOW_STEPS
+        case DDPMConfig(prediction="epsilon"):
+            # They begin a little before the last step of all (see `_scheduler`): a single one would begin at the first,
+            # which hands the noise back, and dpm++ has none left for as many as there are.
+            return 2, config.steps - (sampler == "dpm++")
+        case DDPMConfig():
+            return 1, config.steps
+        case _:
+            assert_never(config)
+
+
+def _eta(config: ProcessConfig) -> float:
+    """Share of the posterior's standard deviation that the ancestral sampler adds."""
+    # Where nothing of the sample is left, all noise is new, and the rest of the old is the root of a number that
+    # rounding can bring below 0.
+    return 1 - 1e-6 if isinstance(config, DDPMConfig) and config.zero_snr else 1.0
 
 
 def _set_times(scheduler: Any, config: ProcessConfig, sampler: str, steps: int, device: torch.device) -> None:
@@ -102,6 +131,9 @@ def _set_times(scheduler: Any, config: ProcessConfig, sampler: str, steps: int, 
         scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        # They would look for the first time in their table, where with a shift it may stand twice, rounded.
+        scheduler.set_begin_index(0)
 
 
 @lru_cache(maxsize=32)

@@ -29,6 +29,7 @@ class ContinuousGenerator(Generator):
         super().__init__(config, material, spec, lambda width: LatentEmbedding(spec.code_width, width))
         self.settings = settings
         self.ahead = int(config.placement == "next" and settings.order == "raster")
+        self.sees_all = settings.order == "random"
         self.hidden_token: nn.Parameter | None = None
         if settings.order == "random":
             self.hidden_token = nn.Parameter(torch.randn(config.backbone.width) * 0.5)

@@ -19,6 +19,8 @@ class DiffusionTransformer(Generator):
     no time, so it is read once for all steps of a picture.
     """
 
+    sees_all = True
+
     def __init__(
         self, config: GeneratorConfig, material: Material, spec: CodeSpec, codebook: Float[Tensor, "v c"]
     ) -> None:

@@ -55,10 +55,12 @@ class Generator(nn.Module, ABC):
 
     Attributes:
         ahead: how many cells ahead of its own a token is placed: 1 where it predicts the next one.
+        sees_all: whether all tokens of a picture pass through the backbone in every step of drawing.
         adaptation: what adapters do while a prompt is read; None without any.
     """
 
     ahead: int = 0
+    sees_all: bool = False
 
     def __init__(
         self,

@@ -29,8 +29,8 @@ class Modulation:
         return self._on_last(x, lambda tokens: modulate(tokens, shift, scale))
 
     def leave(self, x: Float[Tensor, "b n d"], part: int) -> Float[Tensor, "b n d"]:
-        """What attention or the feed-forward adds to the tokens."""
-        gate = self.values[:, 3 * part + 2 : 3 * part + 3]
+        """What attention or the feed-forward adds to the tokens, scaled by 1 + gate."""
+        gate = 1 + self.values[:, 3 * part + 2 : 3 * part + 3]
         return self._on_last(x, lambda tokens: tokens * gate.to(tokens.dtype))
 
     def _on_last(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

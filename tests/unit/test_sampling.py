@@ -11,15 +11,16 @@ from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mentor.conditioning import Condition, NativeConfig, TextTokenizer, encode_condition
+from mentor.decoding.batches import CodeBatch
 from mentor.decoding.filters import draw, invert, keep_top_k, keep_top_p, standard_processors
 from mentor.decoding.graphs import GraphRunner
 from mentor.decoding.guidance import combine
 from mentor.decoding.reading import Picture, read
 from mentor.decoding.settings import SamplingConfig
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig
+from mentor.models import ARHeadConfig, BackboneConfig, CodeGenerator, GeneratorConfig
 from mentor.models.decoder import Decoder
 from mentor.models.packing import pack
-from mentor.sampling import Request, _Batch, sample, stream
+from mentor.sampling import Request, sample, stream
 from mentor.types import Codes, CodeSpec, ImageSegment, Prompt, TextSegment
 
 SPEC = CodeSpec(grid=(3, 3), vocab_size=20, code_width=4, feature_width=6)
@@ -37,7 +38,7 @@ def encode(images: torch.Tensor) -> Codes:
     return Codes(ids, pooled[:, [0, 1, 2, 0]], pooled[:, [0, 1, 2, 2, 1, 0]])
 
 
-def make_generator(kv_heads: int = 0, published: bool = False) -> Generator:
+def make_generator(kv_heads: int = 0, published: bool = False) -> CodeGenerator:
     """A small generator; `published` gives it the layout of LlamaGen's."""
     torch.manual_seed(0)
     shape = {"layers": 2, "width": 32, "heads": 4, "kv_heads": kv_heads, "rope_base": 100}
@@ -48,23 +49,23 @@ def make_generator(kv_heads: int = 0, published: bool = False) -> Generator:
         head=ARHeadConfig(),
         **layout,
     )
-    model = Generator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
+    model = CodeGenerator(config, TextTokenizer.train(["a red circle"] * 3, 300), SPEC, torch.randn(20, 4))
     torch.nn.init.normal_(model.head.vectors.free.weight, std=0.5)
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
+def generator() -> CodeGenerator:
     return make_generator()
 
 
 @pytest.fixture(scope="module")
-def grouped() -> Generator:
+def grouped() -> CodeGenerator:
     return make_generator(kv_heads=2)
 
 
 @pytest.fixture(scope="module")
-def published() -> Generator:
+def published() -> CodeGenerator:
     return make_generator(published=True)
 
 
@@ -72,7 +73,7 @@ def condition(*prompts: Prompt) -> Condition:
     return encode_condition(list(prompts), encode)
 
 
-def uncached(generator: Generator, prompt: Prompt, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+def uncached(generator: CodeGenerator, prompt: Prompt, ids: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     """Guided logits of every token of a picture, by running each condition's whole sequence anew."""
     bare = tuple(segment for segment in prompt if isinstance(segment, ImageSegment))
     with torch.no_grad():
@@ -103,7 +104,7 @@ OPTIONS = {
     "prompts", [[FULL, RED], [LONG] * 3, [LONG] * 2 + [LONGER] * 2], ids=["ragged", "one", "pairs"]
 )
 def test_logits_equal_those_without_a_cache_for_every_option(
-    generator: Generator, options: dict, packed: bool, prompts: list[Prompt]
+    generator: CodeGenerator, options: dict, packed: bool, prompts: list[Prompt]
 ) -> None:
     config = SamplingConfig(**options)
     model = pack(copy.deepcopy(generator), "fp32") if packed else generator
@@ -123,7 +124,7 @@ def test_logits_equal_those_without_a_cache_for_every_option(
 @pytest.mark.parametrize(
     "prompts", [[FULL, RED], [LONG] * 3, [LONG] * 2 + [LONGER] * 2], ids=["ragged", "one", "pairs"]
 )
-def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: Generator, prompts: list[Prompt]) -> None:
+def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: CodeGenerator, prompts: list[Prompt]) -> None:
     config = SamplingConfig(guidance=2.0, guidance_interval=(0.2, 1.0))
     seen: list[torch.Tensor] = []
     seeds = range(len(prompts))
@@ -137,7 +138,7 @@ def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: Gen
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("prompts", [[FULL, RED], [LONG] * 3], ids=["ragged", "one"])
-def test_drafts_change_nothing_of_what_is_likeliest(generator: Generator, options: dict, prompts: list[Prompt]) -> None:
+def test_drafts_change_nothing_of_what_is_likeliest(generator: CodeGenerator, options: dict, prompts: list[Prompt]) -> None:
     plain, drafted = (SamplingConfig(**options, temperature=0, speculative=tokens) for tokens in (0, 4))
     calls = []
     seeds = range(len(prompts))
@@ -158,18 +159,18 @@ def test_wide_key_value_heads_are_read_by_groups_of_queries(grouped: Generator) 
 
 
 def test_a_step_at_a_place_that_only_the_device_knows_is_the_same_step(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
+    generator: CodeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a CUDA graph records, run on the CPU: positions in a tensor, more columns read than are filled."""
     config = SamplingConfig(guidance=2.0, guidance_interval=(0.0, 0.6))
     prompts = [FULL, RED]
     expected = sample(generator, condition(*prompts), [0, 1], config)
-    step = _Batch.step
+    step = CodeBatch.step
 
-    def by_tensor(self: _Batch, position: int, guided: bool, end: int) -> None:
+    def by_tensor(self: CodeBatch, position: int, guided: bool, end: int) -> None:
         step(self, torch.tensor([position]), guided, GraphRunner.reach(position, 9))
 
-    monkeypatch.setattr(_Batch, "step", by_tensor)
+    monkeypatch.setattr(CodeBatch, "step", by_tensor)
     assert torch.equal(sample(generator, condition(*prompts), [0, 1], config), expected)
 
 
@@ -195,7 +196,7 @@ def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None
     with torch.inference_mode(), generator.head.fixed():
         prompts = read(decoder, condition(FULL, RED), config)
         pictures = [Picture(seed, read_) for seed, read_ in enumerate(prompts)]
-        plain, traced = (_Batch(decoder, pictures, config, standard_processors(config)) for _ in range(2))
+        plain, traced = (CodeBatch(decoder, pictures, config, standard_processors(config)) for _ in range(2))
         compiled = torch.compile(traced.step, fullgraph=True, backend="eager")
         for batch, step in ((plain, plain.step), (traced, compiled)):
             batch.choose([torch.stack([p[i].first for p in prompts]) for i in range(2)], 0)
@@ -296,7 +297,7 @@ def test_processors_come_after_guidance_and_progress_is_told(generator: Generato
 
 @pytest.mark.parametrize("speculative", [0, 3])
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_a_stream_gives_every_picture_that_sample_gives(generator: Generator, speculative: int, slots: int) -> None:
+def test_a_stream_gives_every_picture_that_sample_gives(generator: CodeGenerator, speculative: int, slots: int) -> None:
     config = SamplingConfig(guidance=2.0, speculative=speculative)
     conditions = [condition(prompt) for prompt in (RED, LONG, FULL)]
     asked = [Request(conditions[at], seed) for seed, at in enumerate((0, 0, 1, 1, 2, 0, 2))]
@@ -317,7 +318,7 @@ def test_a_stream_gives_every_picture_that_sample_gives(generator: Generator, sp
 
 
 def test_a_prompt_is_read_once_for_all_its_pictures_and_so_is_nothing(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
+    generator: CodeGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, shapes = Decoder(generator), []
     conditioner = generator.conditioner.forward
@@ -371,7 +372,7 @@ def test_settings_out_of_range_are_refused(setting: str, value: float, says: str
 
 
 @pytest.mark.parametrize("options", [{"guidance": 2.0}, {"guidance": 2.0, "guidance_images": 1.5}, {"guidance": 1.0}])
-def test_a_batch_that_is_kept_draws_other_pictures_as_a_new_one_would(generator: Generator, options: dict) -> None:
+def test_a_batch_that_is_kept_draws_other_pictures_as_a_new_one_would(generator: CodeGenerator, options: dict) -> None:
     config, decoder = SamplingConfig(**options), Decoder(generator)
     decoder.records = True
     kept = []
