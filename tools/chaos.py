@@ -9,7 +9,7 @@ must be what the undisturbed run left, bit for bit: last checkpoint, release, sa
 
   kills    rounds
   output   folder of it all: data, releases to start from, the undisturbed run, and the rounds that differ
-  stage    tokenizer, 1 or 2 (default: 1)
+  stage    tokenizer, 1, 2, diffusion or diffusion_2 (default: 1)
   workers  rounds at a time (default: 1)
   seed     of the moments (default: 0)
 
@@ -37,8 +37,14 @@ from mentor.errors import UserError, check_output, run_main
 
 TOOLS = Path(__file__).resolve().parent
 MARK = "chaos.json"
-Stage = Literal["tokenizer", "1", "2"]
-BEFORE: dict[Stage, tuple[Stage, ...]] = {"tokenizer": (), "1": ("tokenizer",), "2": ("tokenizer", "1")}
+Stage = Literal["tokenizer", "1", "2", "diffusion", "diffusion_2"]
+BEFORE: dict[Stage, tuple[Stage, ...]] = {
+    "tokenizer": (),
+    "1": ("tokenizer",),
+    "2": ("tokenizer", "1"),
+    "diffusion": ("tokenizer",),
+    "diffusion_2": ("tokenizer", "diffusion"),
+}
 # Every source of chance and every kind of state that training has, in as few steps as will do. The intervals have no
 # common rhythm: checkpoints fall between rows of the logs, on them, and on validations.
 HARD = (
@@ -65,7 +71,10 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "loss.images=6",
     ),
     "1": (DROPOUT, "optimizer.kind=muon"),
-    "2": ("optimizer.kind=muon",),  # its dropout is that of the release it starts from
+    "diffusion": (DROPOUT, "optimizer.kind=muon"),
+    # Their dropout is that of the release they start from.
+    "2": ("optimizer.kind=muon",),
+    "diffusion_2": ("optimizer.kind=muon",),
 }
 # Set here: rounds must not differ in them.
 OWN = {"run.dir", "data.root", "data.datasets", "data.stream"}
@@ -130,7 +139,7 @@ class Chaos:
         for stage in BEFORE[self._config.stage]:
             if not self._release(stage).is_dir():
                 say(f"training {self._title(stage)} to start from")
-                few = ["trainer.max_steps=6", *([DROPOUT] if stage == "1" else [])]
+                few = ["trainer.max_steps=6", *([DROPOUT] if stage in ("1", "diffusion") else [])]
                 self._finish(self._training(stage, few), self._release(stage).parents[1])
         say(f"training {self._title(self._config.stage)} undisturbed")
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -203,6 +212,8 @@ class Chaos:
             "tokenizer": (),
             "1": (f"image_tokenizer_from={self._release('tokenizer')}",),
             "2": (f"init_from={self._release('1')}",),
+            "diffusion": (f"image_tokenizer_from={self._release('tokenizer')}",),
+            "diffusion_2": (f"init_from={self._release('diffusion')}",),
         }[stage]
         places = (f"data.root={self._output / 'data'}", "run.dir=run")
         return ["-m", "mentor.train", f"stage={stage}", "experiment=test", *settings, *start, *places]

@@ -44,9 +44,7 @@ def check_head(stage: str, head: HeadConfig, label_smoothing: float) -> None:
     if isinstance(head, DiTConfig) != diffusion:
         # As the names of the stages begin.
         right = {"1": "diffusion", "2": "diffusion_2", "diffusion": "1", "diffusion_2": "2"}[stage]
-        what = (
-            "a diffusion transformer" if isinstance(head, DiTConfig) else f"an autoregressive model ({head.kind} head)"
-        )
+        what = "an autoregressive model" if diffusion else "a diffusion transformer"
         raise UserError(f"stage={stage} does not train {what}: say stage={right}, or choose another model")
     if label_smoothing and not isinstance(head, ARHeadConfig):
         raise UserError(

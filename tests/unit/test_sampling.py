@@ -147,7 +147,7 @@ def test_drafts_change_nothing_of_what_is_likeliest(generator: CodeGenerator, op
     assert calls[-1] == (9, 9) and len(calls) <= 9
 
 
-def test_wide_key_value_heads_are_read_by_groups_of_queries(grouped: Generator) -> None:
+def test_wide_key_value_heads_are_read_by_groups_of_queries(grouped: CodeGenerator) -> None:
     config = SamplingConfig(guidance=2.0)
     seen: list[torch.Tensor] = []
     drawn = sample(grouped, condition(LONG, LONG), [0, 1], config, [lambda logits: seen.append(logits) or logits])
@@ -190,7 +190,7 @@ class RefuseNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None:
+def test_a_step_never_asks_the_device_for_a_number(generator: CodeGenerator) -> None:
     """A graph without a break: a step that waited for the device could not be recorded."""
     decoder, config = Decoder(generator), SamplingConfig(guidance=2.0, top_k=5, top_p=0.9, temperature=0.7)
     with torch.inference_mode(), generator.head.fixed():
@@ -204,10 +204,10 @@ def test_a_step_never_asks_the_device_for_a_number(generator: Generator) -> None
                 at = torch.tensor([position])
                 with RefuseNumbers() if batch is plain else nullcontext():
                     step(at, True, 9)
-    assert torch.equal(plain.ids, traced.ids)
+    assert torch.equal(plain.drawn, traced.drawn)
 
 
-def test_a_batch_that_fits_takes_the_place_of_the_last_one_and_is_drawn_as_if_alone(generator: Generator) -> None:
+def test_a_batch_that_fits_takes_the_place_of_the_last_one_and_is_drawn_as_if_alone(generator: CodeGenerator) -> None:
     """What a GPU does, which has recorded the steps over these very tensors."""
     decoder, config = Decoder(generator), SamplingConfig(guidance=2.0)
     decoder.records = True
@@ -219,7 +219,7 @@ def test_a_batch_that_fits_takes_the_place_of_the_last_one_and_is_drawn_as_if_al
         assert (decoder.kept is kept) == again
 
 
-def test_a_seed_gives_the_same_picture_whoever_else_is_in_the_batch(generator: Generator) -> None:
+def test_a_seed_gives_the_same_picture_whoever_else_is_in_the_batch(generator: CodeGenerator) -> None:
     config = SamplingConfig(guidance=2.0)
     alone = sample(generator, condition(FULL), [7], config)
     others: list[Prompt] = [(TextSegment("a much longer text about nothing at all"), *FULL), (TextSegment("red"),)]
@@ -240,7 +240,7 @@ def test_two_scales_follow_their_formula_and_meet_one_scale_when_equal() -> None
     assert parts == [1, 2, 2, 3, 1]
 
 
-def test_three_rows_decode(generator: Generator) -> None:
+def test_three_rows_decode(generator: CodeGenerator) -> None:
     ids = sample(generator, condition(FULL), [0], SamplingConfig(guidance=3.0, guidance_images=1.5))
     assert ids.shape == (1, 3, 3)
 
@@ -274,17 +274,17 @@ def test_top_k_and_top_p_against_a_plain_loop() -> None:
         assert set(keep_top_k(tensor, 4)[0].isfinite().nonzero().flatten().tolist()) == set(order[:4].tolist())
 
 
-def test_top_k_one_is_greedy(generator: Generator) -> None:
+def test_top_k_one_is_greedy(generator: CodeGenerator) -> None:
     greedy = sample(generator, condition(FULL), [0], SamplingConfig(temperature=0))
     assert torch.equal(greedy, sample(generator, condition(FULL), [123], SamplingConfig(top_k=1)))
 
 
-def test_low_temperature_approaches_greedy(generator: Generator) -> None:
+def test_low_temperature_approaches_greedy(generator: CodeGenerator) -> None:
     greedy = sample(generator, condition(FULL), [0], SamplingConfig(temperature=0))
     assert torch.equal(greedy, sample(generator, condition(FULL), [123], SamplingConfig(temperature=1e-3)))
 
 
-def test_processors_come_after_guidance_and_progress_is_told(generator: Generator) -> None:
+def test_processors_come_after_guidance_and_progress_is_told(generator: CodeGenerator) -> None:
     steps = []
 
     def only_seven(logits: torch.Tensor) -> torch.Tensor:
@@ -330,7 +330,7 @@ def test_a_prompt_is_read_once_for_all_its_pictures_and_so_is_nothing(
     assert shapes == [1, 1, 1, 1], "the prompt, nothing, the prompt, another prompt"
 
 
-def test_partial_pictures_can_be_watched(generator: Generator) -> None:
+def test_partial_pictures_can_be_watched(generator: CodeGenerator) -> None:
     seen = []
     final = sample(
         generator, condition(FULL, RED), [0, 1], SamplingConfig(), watch=lambda ids, n: seen.append(ids[:, :n].clone())

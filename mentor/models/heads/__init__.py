@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mentor.models.heads.ar import ARHead, ARHeadConfig, CodeEmbedding
+from mentor.models.heads.ar import ARHead, ARHeadConfig, CodeEmbedding, CodeVectors
 from mentor.models.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mentor.models.heads.dit import DiTConfig, DiTHead
 from mentor.models.heads.latents import LatentEmbedding, LatentScale
@@ -19,6 +19,7 @@ __all__ = [
     "ARHead",
     "ARHeadConfig",
     "CodeEmbedding",
+    "CodeVectors",
     "DiTConfig",
     "DiTHead",
     "DiffusionHead",
