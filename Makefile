@@ -1,4 +1,5 @@
 # make demo   the whole path on the bundled pictures: runs/demo/report.html (about 25 minutes on two cores)
+# make compare  diffusion and autoregressive models trained and compared: runs/compare_demo/comparison/compare.html
 # make test   every test: faults, two processes, kills (twenty minutes on two cores)
 # make check  lint, format, types, import direction
 # make venv   only create .venv and install what the checks need
@@ -14,13 +15,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # torch goes in first and by its exact version, so that no later requirement chooses another build of it.
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
-.PHONY: help demo test check format venv clean
+.PHONY: help demo compare test check format venv clean
 
 help:
 	@sed -n 's/^# \{0,1\}//; /^make/p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/python tools/demo.py
+
+compare: $(VENV)/.installed
+	@$(BIN)/python tools/compare.py experiment=compare_demo
 
 test: $(VENV)/.installed-dev
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -q

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from mentor.config import compose_command, flatten, validate
+from mentor.config import flatten
 from mentor.data.storage.shards import ShardSet
 from mentor.errors import UserError, check_output, run_main
 from mentor.evaluation.benchmarks import Contestant, Results, evaluate, load_contestant, parameters_by_part
@@ -22,38 +22,9 @@ from mentor.evaluation.curves import find_runs, read_run
 from mentor.evaluation.headlines import HEADLINES
 from mentor.evaluation.pictures import contact_sheet
 from mentor.evaluation.report import About, render_report, shown
+from mentor.evaluation.settings import read_settings
 from mentor.hub import spelled
 from mentor.models.packing import choose_precision, pack
-
-USAGE = """python -m mentor.evaluate model=DIR data=DIR output=DIR [key=value ...]
-
-Measures the release in model=DIR on the held-out shards in data=DIR and writes metrics.json, report.html and samples/
-into output=DIR. A release of an image tokenizer alone gets the measures of the tokenizer.
-  counts.subject=256     held-out examples of a task (0 leaves it out)
-  sampling.subject.guidance=3   how a task's pictures are drawn
-  adapter=DIR            an adapter of that model, DIR or DIR=STRENGTH; may be repeated
-  runs=[runs/demo/1,runs/demo/2]   training runs whose loss curves are shown (default: those beside the model's)
---cfg prints all settings."""
-
-FOLDERS = ("model", "data", "output")
-
-
-def read_settings(arguments: Sequence[str]) -> EvaluationConfig:
-    """The settings of a command line.
-
-    Raises:
-        UserError: a folder is not given, or a setting is unknown or wrong.
-    """
-    # The folders never pass through Hydra: `data` names a group of training's there, and paths may hold what
-    # its grammar gives a meaning to.
-    given = {name: argument.partition("=")[2] for argument in arguments for name in FOLDERS if _sets(argument, name)}
-    adapters = [argument.partition("=")[2] for argument in arguments if _sets(argument, "adapter")]
-    others = [argument for argument in arguments if not any(_sets(argument, name) for name in (*FOLDERS, "adapter"))]
-    composed = compose_command("evaluate", others, USAGE)
-    missing = [name for name in FOLDERS if not given.get(name)]
-    if missing:
-        raise UserError(f"{missing[0]} has no default: say {missing[0]}=DIR (--help explains all settings)")
-    return validate(EvaluationConfig, composed | given | {"adapters": [*composed["adapters"], *adapters]})
 
 
 def write_results(results: Results, html: str, output: Path) -> None:
@@ -172,10 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     run(read_settings(given), shlex.join(["python", "-m", "mentor.evaluate", *given]))
-
-
-def _sets(argument: str, name: str) -> bool:
-    return argument.startswith(f"{name}=")
 
 
 if __name__ == "__main__":

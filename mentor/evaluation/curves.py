@@ -8,13 +8,11 @@ from html import escape
 from pathlib import Path
 
 from mentor.errors import UserError
+from mentor.evaluation.axes import Axes, colours, legend
 
 Points = Sequence[tuple[float, float]]
 
 TABLE = Path("logs") / "metrics.csv"
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
-PALETTE = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d5a97", "#c77d0a", "#40798c", "#6b705c", "#9c3848")
 MOST_POINTS = 300
 
 
@@ -61,34 +59,19 @@ def loss_svg(losses: Mapping[str, Points]) -> str:
         return ""
     steps = [step for points in thinned.values() for step, _ in points]
     values = sorted(value for points in thinned.values() for _, value in points)
-    low, high = values[0], values[min(len(values) - 1, math.ceil(0.98 * len(values)))]
-    first, last = min(steps), max(steps)
-    across = (WIDTH - LEFT - RIGHT) / ((last - first) or 1)
-    upwards = (HEIGHT - TOP - BOTTOM) / ((high - low) or 1)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss curves">']
-    for share in (0.0, 0.5, 1.0):
-        y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-        x = LEFT + share * (WIDTH - LEFT - RIGHT)
-        anchor = ("start", "middle", "end")[round(2 * share)]
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="rule"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
-        step = f"{first + share * (last - first):,.0f}"
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{step}</text>')
-    for (name, points), colour in zip(thinned.items(), PALETTE * (1 + len(thinned) // len(PALETTE)), strict=False):
-        path = " ".join(
-            f"{LEFT + (step - first) * across:.1f},{HEIGHT - BOTTOM - (min(value, high) - low) * upwards:.1f}"
-            for step, value in points
-        )
+    high = values[min(len(values) - 1, math.ceil(0.98 * len(values)))]
+    axes = Axes(min(steps), max(steps), values[0], high)
+    parts = axes.frame("loss curves", lambda step: f"{step:,.0f}")
+    drawn = list(zip(thinned.items(), colours(len(thinned)), strict=True))
+    for (name, points), colour in drawn:
+        path = " ".join(f"{axes.x(step):.1f},{axes.y(min(value, high)):.1f}" for step, value in points)
         dash = ' stroke-dasharray="5 3"' if name.startswith("val") else ""
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}>'
             f"<title>{escape(name)}</title></polyline>"
         )
-    legend = "".join(
-        f'<span class="key"><i style="background:{colour}"></i>{escape(name)} {points[-1][1]:.3f}</span>'
-        for (name, points), colour in zip(thinned.items(), PALETTE * (1 + len(thinned) // len(PALETTE)), strict=False)
-    )
-    return "".join([*parts, "</svg>", f'<p class="legend">{legend}</p>'])
+    named = ((colour, f"{name} {points[-1][1]:.3f}") for (name, points), colour in drawn)
+    return "".join([*parts, "</svg>", legend(named)])
 
 
 def _thin(points: Points) -> Points:

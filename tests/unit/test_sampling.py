@@ -124,7 +124,9 @@ def test_logits_equal_those_without_a_cache_for_every_option(
 @pytest.mark.parametrize(
     "prompts", [[FULL, RED], [LONG] * 3, [LONG] * 2 + [LONGER] * 2], ids=["ragged", "one", "pairs"]
 )
-def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: CodeGenerator, prompts: list[Prompt]) -> None:
+def test_the_layout_of_published_models_is_drawn_as_it_is_trained(
+    published: CodeGenerator, prompts: list[Prompt]
+) -> None:
     config = SamplingConfig(guidance=2.0, guidance_interval=(0.2, 1.0))
     seen: list[torch.Tensor] = []
     seeds = range(len(prompts))
@@ -138,7 +140,9 @@ def test_the_layout_of_published_models_is_drawn_as_it_is_trained(published: Cod
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("prompts", [[FULL, RED], [LONG] * 3], ids=["ragged", "one"])
-def test_drafts_change_nothing_of_what_is_likeliest(generator: CodeGenerator, options: dict, prompts: list[Prompt]) -> None:
+def test_drafts_change_nothing_of_what_is_likeliest(
+    generator: CodeGenerator, options: dict, prompts: list[Prompt]
+) -> None:
     plain, drafted = (SamplingConfig(**options, temperature=0, speculative=tokens) for tokens in (0, 4))
     calls = []
     seeds = range(len(prompts))
