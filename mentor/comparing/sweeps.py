@@ -10,10 +10,10 @@ Changes = Mapping[str, Any]
 SWEEPS: dict[str, tuple[Changes, ...]] = {
     "ar": ({}, {"guidance": 1.0}, {"speculative": 8}),
     "dit": tuple({"steps": steps} for steps in (1, 2, 4, 8, 16, 32)),
-    "diffusion": tuple({"steps": steps} for steps in (4, 10, 25)),
+    "diffusion": tuple({"steps": steps} for steps in (5, 10, 25)),
 }
 # Tokens at a time, for what draws them in any order.
-AT_ONCE = (1, 4, 16)
+AT_ONCE = (2, 4, 12)
 
 
 def sweep_of(head: Mapping[str, Any]) -> list[dict[str, Any]]:

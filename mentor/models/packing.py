@@ -1,6 +1,6 @@
 """Makes a generator ready to decode: weights in the layout and precision that its products are fastest with."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from mentor.models.generator import Generator
 from mentor.nn.packed import Precision, has_fast_bf16, pack_product
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
+AGenerator = TypeVar("AGenerator", bound=Generator)
 
 
 def choose_precision(choice: PrecisionChoice, device: torch.device | str) -> Precision:
@@ -25,7 +26,7 @@ def choose_precision(choice: PrecisionChoice, device: torch.device | str) -> Pre
     return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
 
 
-def pack(generator: Generator, precision: Precision) -> Generator:
+def pack(generator: AGenerator, precision: Precision) -> AGenerator:
     """The generator, changed in place: it decodes faster, with weights in `precision`, and can no longer be trained.
 
     On the CPU only weights change their type, and all sums stay in float32. On a GPU the whole decoder computes in

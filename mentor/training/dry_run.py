@@ -175,7 +175,8 @@ def _memory(plan: Plan) -> Table:
 
 
 def _logits(plan: Plan) -> str:
-    if plan.blueprint.generator is None:
+    generator = plan.blueprint.generator
+    if generator is None or generator.draws != "codes":
         return ""
     spec = plan.blueprint.spec
     size = plan.load.rows * spec.tokens * spec.vocab_size * 4

@@ -17,7 +17,7 @@ from benchmarks.peers import Llama, Products, uncached_difference, uncached_seco
 from benchmarks.rows import Row, ratio, single, timed
 from benchmarks.serving import cold_start, memory, roofline
 from mentor.conditioning import Condition
-from mentor.models import Generator
+from mentor.models import CodeGenerator
 from mentor.models.checkpoint import load_generator
 from mentor.models.packing import pack
 from mentor.nn.packed import Precision
@@ -213,6 +213,6 @@ def quality(model: Path | None, size: str) -> list[Row]:
     return rows
 
 
-def log_probabilities(generator: Generator, condition: Condition, ids: torch.Tensor) -> torch.Tensor:
+def log_probabilities(generator: CodeGenerator, condition: Condition, ids: torch.Tensor) -> torch.Tensor:
     """Logarithms of the probabilities of every token, given those before."""
     return generator(condition, ids).float().log_softmax(dim=-1)

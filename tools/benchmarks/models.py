@@ -6,7 +6,7 @@ import torch
 
 from mentor.conditioning import Condition, NativeConfig, TextTokenizer
 from mentor.config import config_folder, read_yaml
-from mentor.models import ARHeadConfig, BackboneConfig, Generator, GeneratorConfig, build_generator
+from mentor.models import ARHeadConfig, BackboneConfig, CodeGenerator, GeneratorConfig, build_generator
 from mentor.sampling import SamplingConfig, sample
 from mentor.types import CodeSpec, Prompt, TextSegment
 
@@ -22,14 +22,18 @@ def size_config(name: str) -> BackboneConfig:
     return BackboneConfig(**read_yaml(config_folder() / "backbone" / f"{name}.yaml"))
 
 
-def random_generator(backbone: BackboneConfig, grid: tuple[int, int] = GRID, vocabulary: int = VOCABULARY) -> Generator:
+def random_generator(
+    backbone: BackboneConfig, grid: tuple[int, int] = GRID, vocabulary: int = VOCABULARY
+) -> CodeGenerator:
     """A generator of that size with random weights, the same at every call, in eval mode; texts of up to 63 tokens."""
     torch.manual_seed(0)
     config = GeneratorConfig(conditioner=NativeConfig(max_prefix=64), backbone=backbone, head=ARHeadConfig())
     spec = CodeSpec(grid, vocabulary, code_width=8, feature_width=8)
     # Said twice, every word becomes a token.
     text_tokenizer = TextTokenizer.train(CAPTIONS * 2, 1000)
-    return build_generator(config, text_tokenizer, spec, torch.randn(vocabulary, 8)).eval()
+    generator = build_generator(config, text_tokenizer, spec, torch.randn(vocabulary, 8))
+    assert isinstance(generator, CodeGenerator)
+    return generator.eval()
 
 
 def text_condition(batch: int, caption: str = CAPTION) -> Condition:
@@ -43,13 +47,13 @@ def with_null(condition: Condition) -> Condition:
     return Condition([*condition.prompts, *empty], None)
 
 
-def prefix_length(generator: Generator) -> int:
+def prefix_length(generator: CodeGenerator) -> int:
     """Prefix tokens of `CAPTION`, the start token included."""
     with torch.inference_mode():
         return generator.conditioner(text_condition(1)).embeddings.shape[1]
 
 
-def draw_pictures(generator: Generator, batch: int, guided: bool, tokens: int) -> None:
+def draw_pictures(generator: CodeGenerator, batch: int, guided: bool, tokens: int) -> None:
     """Draw the first `tokens` codes (whole rows of the grid) of `batch` pictures."""
     whole = generator.spec
     generator.spec = replace(whole, grid=(tokens // whole.grid[1], whole.grid[1]))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from benchmarks.models import GUIDANCE, VOCABULARY, text_condition, with_null
-from mentor.models import BackboneConfig, Generator
+from mentor.models import BackboneConfig, CodeGenerator
 from mentor.models.generator import prefix_lm_mask
 from mentor.nn.layers import swiglu_hidden
 from mentor.sampling import SamplingConfig, sample
@@ -107,7 +107,7 @@ class Products:
 
 
 @torch.inference_mode()
-def uncached_logits(generator: Generator, guided: bool, ids: Int[Tensor, "b t"]) -> Float[Tensor, "n v"]:
+def uncached_logits(generator: CodeGenerator, guided: bool, ids: Int[Tensor, "b t"]) -> Float[Tensor, "n v"]:
     """Logits of the token after `ids`, from the whole sequence and without a cache; with guidance, of both rows."""
     condition = text_condition(len(ids))
     prefix = generator.conditioner(with_null(condition) if guided else condition)
@@ -120,7 +120,7 @@ def uncached_logits(generator: Generator, guided: bool, ids: Int[Tensor, "b t"])
     return generator.head(generator.backbone(x, rotary, mask, tail=1))[:, -1]
 
 
-def uncached_seconds(generator: Generator, guided: bool, samples: int = 9) -> float:
+def uncached_seconds(generator: CodeGenerator, guided: bool, samples: int = 9) -> float:
     """About how long one picture takes without a cache: some of its tokens are timed, the others interpolated."""
     last = generator.spec.tokens - 1
     places = [last * number // (samples - 1) for number in range(samples)]
@@ -137,7 +137,7 @@ def uncached_seconds(generator: Generator, guided: bool, samples: int = 9) -> fl
 
 
 @torch.inference_mode()
-def uncached_difference(cached: Generator, plain: Generator, guided: bool) -> float:
+def uncached_difference(cached: CodeGenerator, plain: CodeGenerator, guided: bool) -> float:
     """The largest difference of logits over the tokens of a picture; with guidance, of the guided ones.
 
     Compared are those of `cached` while it draws and those of `plain` for the same tokens at once.

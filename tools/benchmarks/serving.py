@@ -15,7 +15,7 @@ from benchmarks.models import CAPTION, CAPTIONS, GUIDANCE, prefix_length, random
 from benchmarks.rows import Row, single, timed
 from mentor.conditioning import learn_material
 from mentor.config import compose, validate
-from mentor.models import Generator, build_generator
+from mentor.models import CodeGenerator, build_generator
 from mentor.models.checkpoint import Card, code_spec, save_generator
 from mentor.models.decoder import Decoder
 from mentor.models.packing import pack
@@ -143,7 +143,7 @@ def copy_bandwidth(size: int = 4 << 30, rounds: int = 10) -> float:
     return 2 * size / min(seconds)
 
 
-def picture_bytes(generator: Generator, rows: int, each: int) -> int:
+def picture_bytes(generator: CodeGenerator, rows: int, each: int) -> int:
     """Bytes that must be read for a picture: the weights once a token, and each row's keys and values so far.
 
     Args:

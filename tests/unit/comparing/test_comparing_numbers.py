@@ -68,6 +68,7 @@ def test_scores_of_two_runs() -> None:
     assert own.value == pytest.approx(3 / 8 * 6 / 8), "the product of the means, not the mean of the products"
     assert own.seeds == pytest.approx((1 / 4 * 2 / 4, 2 / 4))
     assert own.interval is not None
+    assert own.value is not None
     assert own.interval[0] < own.value < own.interval[1]
     assert (own.difference, own.difference_interval, own.clear) == (0.0, (0.0, 0.0), False)
     assert better.value == 1.0
