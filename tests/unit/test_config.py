@@ -56,13 +56,13 @@ def test_a_stage_of_digits_is_a_choice_like_any_other(stage: str) -> None:
 
 
 def test_an_unknown_stage_lists_the_stages() -> None:
-    assert message(compose, "train", ["stage=3"]) == "stage=3 is unknown: choose one of 1, 2, tokenizer"
+    assert message(compose, "train", ["stage=3"]) == "stage=3 is unknown: choose one of 1, 2, diffusion, diffusion_2, tokenizer"
 
 
 def test_a_missing_stage_lists_the_stages() -> None:
     text = message(compose, "train", [])
     assert "stage=CHOICE" in text
-    assert "1, 2, tokenizer" in text
+    assert "1, 2, diffusion, diffusion_2, tokenizer" in text
 
 
 @pytest.mark.parametrize(("choice", "options"), [("backbone=huge", "tiny"), ("experiment=none", "demo")])
@@ -120,7 +120,7 @@ def test_help_prints_the_groups_and_ends(capsys: pytest.CaptureFixture[str]) -> 
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert "how to use it" in printed
-    assert "stage: 1, 2, tokenizer" in printed
+    assert "stage: 1, 2, diffusion, diffusion_2, tokenizer" in printed
 
 
 def test_cfg_prints_what_would_be_used_and_ends(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
