@@ -1,5 +1,5 @@
 # make demo   the whole path on the bundled pictures: runs/demo/report.html (about 25 minutes on two cores)
-# make compare  diffusion and autoregressive models trained and compared: runs/compare_demo/comparison/compare.html
+# make compare  diffusion and autoregressive models trained and compared (under an hour): runs/compare_demo/comparison/compare.html
 # make test   every test: faults, two processes, kills (twenty minutes on two cores)
 # make check  lint, format, types, import direction
 # make venv   only create .venv and install what the checks need
@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python tools/demo.py
 
 compare: $(VENV)/.installed
-	@$(BIN)/python tools/compare.py experiment=compare_demo
+	@$(BIN)/python tools/compare.py experiment=compare_demo --seeds 0 1 --counts 48 --curve-counts 24
 
 test: $(VENV)/.installed-dev
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -q

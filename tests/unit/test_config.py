@@ -56,7 +56,10 @@ def test_a_stage_of_digits_is_a_choice_like_any_other(stage: str) -> None:
 
 
 def test_an_unknown_stage_lists_the_stages() -> None:
-    assert message(compose, "train", ["stage=3"]) == "stage=3 is unknown: choose one of 1, 2, diffusion, diffusion_2, tokenizer"
+    assert (
+        message(compose, "train", ["stage=3"])
+        == "stage=3 is unknown: choose one of 1, 2, diffusion, diffusion_2, tokenizer"
+    )
 
 
 def test_a_missing_stage_lists_the_stages() -> None:

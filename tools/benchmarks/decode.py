@@ -17,6 +17,7 @@ from benchmarks.peers import Llama, Products, uncached_difference, uncached_seco
 from benchmarks.rows import Row, ratio, single, timed
 from benchmarks.serving import cold_start, memory, roofline
 from mentor.conditioning import Condition
+from mentor.errors import UserError
 from mentor.models import CodeGenerator
 from mentor.models.checkpoint import load_generator
 from mentor.models.packing import pack
@@ -198,6 +199,10 @@ def quality(model: Path | None, size: str) -> list[Row]:
         generator, about = random_generator(size_config(size)), f"random weights of size {size}: no measure of quality"
     else:
         generator, about = load_generator(model).generator, f"the model in {model}"
+    if not isinstance(generator, CodeGenerator):
+        raise UserError(
+            f"{model} draws latents, and what precisions change is measured of codes: give a model of codes"
+        )
     condition = Condition([(TextSegment(caption),) for caption in CAPTIONS], None)
     ids = sample(generator, condition, range(len(CAPTIONS)), SamplingConfig())
     exact = log_probabilities(generator, condition, ids)

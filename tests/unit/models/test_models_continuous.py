@@ -1,5 +1,7 @@
 """Generators of latents: the diffusion transformer, and continuous tokens in raster and in random order."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import CAPTIONS, tiny_generator, tiny_image_tokenizer, waken
@@ -36,7 +38,7 @@ HIDDEN = torch.rand(5, 64, generator=torch.Generator().manual_seed(2)) < 0.7
 TIMES = torch.tensor([10.0, 250.0, 999.0, 500.0, 3.0])
 
 
-def make(head: HeadConfig) -> ContinuousGenerator | DiffusionTransformer:
+def make(head: HeadConfig) -> Any:
     return waken(tiny_generator(TOKENIZER, layers=2, head=head)).eval()
 
 
@@ -135,7 +137,8 @@ def test_the_chance_of_a_loss_is_each_examples_own(
     dit: DiffusionTransformer, masked: ContinuousGenerator, raster: ContinuousGenerator
 ) -> None:
     latents = dit.scale.latents(TOKENS, 8)
-    for generator in (dit, masked, raster):
+    generators: list[Any] = [dit, masked, raster]
+    for generator in generators:
         whole, again, alone = (
             generator.losses(condition(prompts), latents[rows], Draws(seeds))
             for prompts, rows, seeds in (
