@@ -6,11 +6,13 @@ from functools import lru_cache
 
 import pytest
 import torch
+from energies import energy_distance
 from torch import Tensor, nn
 
 from mentor.diffusion import DDPMConfig, FlowConfig, ProcessConfig, build_process, denoise
+from mentor.nn.modulation import time_features
 
-STEPS, BATCH, DRAWN, WIDTH = 1200, 256, 1200, 96
+STEPS, BATCH, DRAWN, WIDTH, TIMES = 1200, 256, 1200, 96, 64
 # Of energy distances. Fresh data stays below a tenth of it.
 BOUND = 0.02
 CASES = [
@@ -40,15 +42,6 @@ def data(count: int, generator: torch.Generator) -> Tensor:
     return 1.4 * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(count, 2, generator=generator)
 
 
-def energy_distance(first: Tensor, second: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, which is 0 for the same distribution alone."""
-
-    def within(points: Tensor) -> Tensor:
-        return torch.cdist(points, points).sum() / (len(points) * (len(points) - 1))
-
-    return (2 * torch.cdist(first, second).mean() - within(first) - within(second)).item()
-
-
 class Network(nn.Module):
     """An MLP of a point and its time."""
 
@@ -56,12 +49,11 @@ class Network(nn.Module):
         super().__init__()
         self.span = span
         self.layers = nn.Sequential(
-            nn.Linear(2 + 8, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2)
+            nn.Linear(2 + TIMES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2)
         )
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
-        angles = time[:, None] / self.span * math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])
-        return self.layers(torch.cat([noisy, angles.cos(), angles.sin()], 1))
+        return self.layers(torch.cat([noisy, time_features(1000 * time / self.span, TIMES)], 1))
 
 
 @lru_cache(maxsize=8)
