@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from rich.table import Column, Table
 
 from mentor.config import flatten
 from mentor.data.storage.shards import ShardSet
-from mentor.errors import UserError, check_output, run_main
+from mentor.errors import check_output, run_main
 from mentor.evaluation.benchmarks import Contestant, Results, evaluate, load_contestant, parameters_by_part
 from mentor.evaluation.config import EvaluationConfig
 from mentor.evaluation.curves import find_runs, read_run
+from mentor.evaluation.files import write_files
 from mentor.evaluation.headlines import HEADLINES
 from mentor.evaluation.pictures import contact_sheet
 from mentor.evaluation.report import About, render_report, shown
@@ -33,24 +33,14 @@ def write_results(results: Results, html: str, output: Path) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    files = {Path("report.html"): html.encode()}
+    files: dict[str | Path, bytes] = {"report.html": html.encode()}
     for task, cases in results.cases.items():
         buffer = io.BytesIO()
         contact_sheet(cases[:24]).save(buffer, "PNG")
         files[Path("samples") / f"{task}.png"] = buffer.getvalue()
     # The numbers last: where they are, all the rest is too.
-    files[Path("metrics.json")] = (json.dumps(results.metrics, indent=2) + "\n").encode()
-    for name, content in files.items():
-        path = output / name
-        partial = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path} ({error.strerror}): choose another output=DIR or make room"
-            ) from error
+    files["metrics.json"] = (json.dumps(results.metrics, indent=2) + "\n").encode()
+    write_files(files, output, "output=DIR")
 
 
 def describe(contestant: Contestant, shards: ShardSet, config: EvaluationConfig) -> dict[str, Any]:

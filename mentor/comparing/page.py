@@ -5,7 +5,7 @@ from html import escape
 from string import Template
 
 from mentor.comparing.charts import Line, Point, course_svg, pareto_svg
-from mentor.comparing.comparison import Comparison, best_points
+from mentor.comparing.comparison import Comparison, CoursePoint, SweepPoint, best_points
 from mentor.comparing.measuring import MEASURES
 from mentor.comparing.pictures import Row
 from mentor.comparing.scores import Score
@@ -102,19 +102,21 @@ def render_seconds(seconds: Sequence[Mapping[str, float]]) -> str:
     return render_rows(rows)
 
 
+def lines_of(names: Sequence[str], points: Sequence[Sequence[CoursePoint | SweepPoint]], key: str) -> list[Line]:
+    """Each run's line of a chart: seconds to the right, a measure upwards; points without the measure are left out."""
+    return [
+        Line(name, [Point(point.seconds, point.metrics[key], point.label) for point in own if key in point.metrics])
+        for name, own in zip(names, points, strict=True)
+    ]
+
+
 def render_course(comparison: Comparison) -> str:
     """Quality over training time, a chart a measure."""
     if not any(comparison.courses):
         return "<p>Left out (--curve-counts 0).</p>"
     charts = []
     for key, title in MEASURES.items():
-        lines = [
-            Line(
-                name,
-                [Point(point.seconds, point.metrics[key], point.label) for point in points if key in point.metrics],
-            )
-            for name, points in zip(comparison.names, comparison.courses, strict=True)
-        ]
+        lines = lines_of(comparison.names, comparison.courses, key)
         charts.append((title, course_svg(lines, f"{title} over seconds of compute")))
     alone = [
         name
@@ -135,13 +137,7 @@ def render_pareto(comparison: Comparison) -> str:
         return "<p>Left out (--curve-counts 0).</p>"
     charts = []
     for key, title in MEASURES.items():
-        lines = [
-            Line(
-                name,
-                [Point(point.seconds, point.metrics[key], point.label) for point in points if key in point.metrics],
-            )
-            for name, points in zip(comparison.names, comparison.sweeps, strict=True)
-        ]
+        lines = lines_of(comparison.names, comparison.sweeps, key)
         charts.append((title, pareto_svg(lines, f"{title} over seconds a picture")))
     best = {key: best_points(comparison, key) for key in MEASURES}
     rows = []
