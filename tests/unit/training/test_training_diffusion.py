@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from runs import differing, rows, weights
+from tiny import tiny_generator, tiny_image_tokenizer, waken
 
+from mentor.conditioning import Condition
 from mentor.config import compose, validate
+from mentor.diffusion import Draws
 from mentor.errors import UserError
 from mentor.generate import generate, load
-from mentor.models import DiffusionTransformer
+from mentor.models import DiffusionHeadConfig, DiffusionTransformer
 from mentor.models.checkpoint import load_generator, read_config
 from mentor.training.config import TrainConfig
 from mentor.training.generator_module import GeneratorModule
-from mentor.training.objectives import example_seeds
+from mentor.training.objectives import Target, example_seeds, score
 from mentor.training.run import train
+from mentor.types import TextSegment
 
 Settings = Callable[..., TrainConfig]
 FEW = ("trainer.max_steps=3",)
@@ -70,6 +74,22 @@ def test_the_noise_of_an_example_is_its_own_at_every_update() -> None:
     assert seeds == [example_seeds(0, 7, [key])[0] for key in ("a", "b")] and len(set(seeds)) == 2
     others = [example_seeds(1, 7, ["a"]), example_seeds(0, 8, ["a"]), example_seeds(0, "validation", ["a"])]
     assert all(other[0] not in seeds for other in others)
+
+
+@torch.no_grad()
+def test_only_tokens_that_were_hidden_count_and_cells_of_the_object_count_more() -> None:
+    tokenizer = tiny_image_tokenizer()
+    generator = waken(tiny_generator(tokenizer, head=DiffusionHeadConfig(order="random"))).eval()
+    condition = Condition([(TextSegment("a circle"),), ()], None)
+    latents = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    focus = torch.zeros(2, 8, 8)
+    focus[0, :4] = 1
+    losses, hidden = generator.losses(condition, latents, Draws([1, 2]))
+    assert not bool(hidden.all())
+    found = score(generator, condition, Target(torch.zeros(2, 8, 8).long(), latents, focus, [1, 2]), 3.0)["loss"]
+    weights = (1 + 3 * focus.flatten(1)) * hidden
+    torch.testing.assert_close(found, (losses * weights).sum(dim=1) / weights.sum(dim=1))
+    torch.testing.assert_close(found[1], losses[1][hidden[1]].mean())
 
 
 @pytest.mark.parametrize(("stage", "head", "after"), [("diffusion", "dit", "diffusion_2"), ("1", "diffusion", "2")])
